@@ -1,0 +1,368 @@
+//! The messages between `stubctl` in dom0 and the stub domain, and their framing.
+//!
+//! **Takes** a message value or the bytes of a vchan. **Gives** bytes or a message value. **Never** allocates, never
+//! trusts a length: a frame longer than [`MAX_MESSAGE_BYTES`] is an error of the peer.
+//!
+//! One vchan connection carries one conversation. It opens with [`ToStub::Hello`] answered by [`FromStub::Hello`];
+//! everything else follows from the commands below. The stub asks dom0 for what only dom0 may do with
+//! [`FromStub::Apply`] and waits for the one [`ToStub::Answer`]; all else that the stub sends needs no answer.
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod frame;
+
+pub use frame::{Deframer, FrameError, encode};
+use serde::{Deserialize, Serialize};
+use xen_front::types::{Domid, Gfn};
+
+/// Version of this protocol; both ends must be equal.
+pub const VERSION: u16 = 1;
+
+/// The xenstore directory of the rendezvous, below the stub's own `/local/domain/<stub>/`.
+pub const VCHAN_PATH: &str = "data/control";
+
+/// The TCP port on which the stub receives a stream.
+pub const STREAM_PORT: u16 = 8002;
+
+/// Length of the one-time token that opens a stream connection, in bytes.
+pub const TOKEN_BYTES: usize = 32;
+
+/// Longest encoded message, in bytes, without its two-byte length.
+pub const MAX_MESSAGE_BYTES: usize = 2304;
+
+/// Longest piece of a blob in one [`FromStub::Blob`] or [`ToStub::Blob`], in bytes.
+pub const BLOB_CHUNK_BYTES: usize = 2048;
+
+/// Longest text in one message, in bytes; senders cut at a character boundary.
+pub const MAX_TEXT_BYTES: usize = 512;
+
+/// What stubctl says to the stub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToStub<'a> {
+    /// Opens the conversation.
+    Hello {
+        /// [`VERSION`] of the sender.
+        version: u16,
+    },
+    /// Names the domain that `XEN_DOMCTL_set_target` has tied to the stub. Sent once in a stub's life.
+    Pair {
+        /// The target.
+        target: Domid,
+    },
+    /// Asks the stub to receive its target's stream; it answers [`FromStub::Listening`].
+    Receive(Receive),
+    /// Answers the last [`FromStub::Apply`]: 0 or a negative Linux errno.
+    Answer {
+        /// 0 or `-errno`.
+        result: i32,
+    },
+    /// Asks for the target's guest-physical map; answered by [`FromStub::Survey`] pieces and
+    /// [`FromStub::SurveyDone`].
+    Survey {
+        /// One past the highest gfn to look at.
+        end: Gfn,
+    },
+    /// A piece of a blob that the stub asked for.
+    Blob {
+        /// Length of the whole blob in bytes.
+        total: u32,
+        /// Where this piece starts, in bytes.
+        offset: u32,
+        /// The piece, at most [`BLOB_CHUNK_BYTES`].
+        #[serde(borrow)]
+        bytes: &'a [u8],
+    },
+    /// Ends the current receive or exchange; the stub undoes what it can and answers [`FromStub::Failed`].
+    Abort,
+    /// Asks the stub to end (`SHUTDOWN_poweroff`).
+    Shutdown,
+    /// Asks the stub to panic: a test of how failure looks.
+    Panic,
+}
+
+/// What the stub needs to know to receive its target's stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receive {
+    /// Opens the stream connection; used once.
+    pub token: [u8; TOKEN_BYTES],
+    /// The most pages the target may own (`max_pages`), in 4 KiB pages.
+    pub max_pages: u64,
+    /// The target's own event channel port for xenstore.
+    pub store_port: u32,
+    /// The domain that serves xenstore.
+    pub store_domid: Domid,
+    /// The target's own event channel port for its console.
+    pub console_port: u32,
+    /// The domain that serves the console.
+    pub console_domid: Domid,
+}
+
+/// What the stub says to stubctl.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum FromStub<'a> {
+    /// Answers [`ToStub::Hello`].
+    Hello {
+        /// [`VERSION`] of the stub.
+        version: u16,
+        /// The target, once paired.
+        target: Option<Domid>,
+    },
+    /// The last command without a result of its own (Pair) is done.
+    Done,
+    /// The stub accepts one connection on [`STREAM_PORT`] now.
+    Listening,
+    /// A piece of a blob that a later [`FromStub::Apply`] names. Pieces of one kind come in order.
+    Blob {
+        /// Which blob.
+        kind: BlobKind,
+        /// Length of the whole blob in bytes.
+        total: u32,
+        /// Where this piece starts, in bytes.
+        offset: u32,
+        /// The piece, at most [`BLOB_CHUNK_BYTES`].
+        #[serde(borrow)]
+        bytes: &'a [u8],
+    },
+    /// Asks dom0 to act on the target; answered by [`ToStub::Answer`].
+    Apply(Apply),
+    /// How far the receive is; at most a few a second.
+    Progress(Progress),
+    /// A line for the operator's log.
+    Log {
+        /// How much it matters.
+        level: LogLevel,
+        /// The line, at most [`MAX_TEXT_BYTES`].
+        text: &'a str,
+    },
+    /// The target is complete.
+    Restored {
+        /// The gfn of the xenstore ring.
+        store: Gfn,
+        /// The gfn of the console ring.
+        console: Gfn,
+        /// What it took.
+        report: Report,
+    },
+    /// The current command failed; the stub is ready for the next.
+    Failed {
+        /// What was expected, what came, where: at most [`MAX_TEXT_BYTES`].
+        text: &'a str,
+    },
+    /// A run of the survey: one [`RegionKind`] as a byte for each 2 MiB region.
+    Survey {
+        /// Index of the first region: its first gfn divided by 512.
+        first_region: u64,
+        /// [`RegionKind`] codes, at most [`BLOB_CHUNK_BYTES`].
+        kinds: &'a [u8],
+    },
+    /// The survey is complete.
+    SurveyDone {
+        /// How many 1 GiB regions are one aligned run of machine memory.
+        nr_contiguous_1g: u64,
+        /// How many gfns have a frame.
+        nr_frames: u64,
+    },
+}
+
+/// A piece of state that only dom0 may apply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BlobKind {
+    /// `xen_cpuid_leaf_t[]`, record X86_CPUID_POLICY.
+    CpuidPolicy,
+    /// `xen_msr_entry_t[]`, record X86_MSR_POLICY.
+    MsrPolicy,
+    /// The body of record HVM_CONTEXT.
+    HvmContext,
+}
+
+/// What the stub asks dom0 to do to the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Apply {
+    /// `XEN_DOMCTL_set_cpu_policy` with the CPUID and MSR blobs sent before (either may be missing), then libxl's
+    /// `static_data_done` callback.
+    StaticData {
+        /// Whether the stream had no CPUID policy (`XGR_SDD_MISSING_CPUID`).
+        missing_cpuid: bool,
+        /// Whether the stream had no MSR policy (`XGR_SDD_MISSING_MSR`).
+        missing_msr: bool,
+    },
+    /// `XEN_DOMCTL_settscinfo`, record X86_TSC_INFO.
+    TscInfo {
+        /// `tsc_mode`.
+        mode: u32,
+        /// Guest TSC frequency in kHz.
+        khz: u32,
+        /// Elapsed time in nanoseconds.
+        nsec: u64,
+        /// Incarnation.
+        incarnation: u32,
+    },
+    /// `XEN_DOMCTL_sethvmcontext` with the HVM context blob sent before.
+    HvmContext,
+}
+
+/// How much a log line matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogLevel {
+    /// Something failed.
+    Error,
+    /// Something is odd.
+    Warn,
+    /// A phase began or ended.
+    Info,
+    /// For developers.
+    Debug,
+}
+
+/// Where a receive is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Paired, nothing to do.
+    Idle,
+    /// Waiting for the stream's connection.
+    Listening,
+    /// Headers and static data.
+    Opening,
+    /// The first pass over the guest's memory.
+    Memory,
+    /// Pages come again.
+    Precopy,
+    /// State records, give-back, END.
+    Finishing,
+    /// The target is complete.
+    Restored,
+    /// The last command failed.
+    Failed,
+}
+
+impl Phase {
+    /// The word that stands in xenstore and in `stubctl status`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Listening => "listening",
+            Self::Opening => "opening",
+            Self::Memory => "memory",
+            Self::Precopy => "precopy",
+            Self::Finishing => "finishing",
+            Self::Restored => "restored",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// How far a receive is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Where it is.
+    pub phase: Phase,
+    /// Stream bytes taken so far.
+    pub nr_bytes: u64,
+    /// Pages filled so far, repeats counted.
+    pub nr_pages: u64,
+    /// Which pass over memory this is, from 1.
+    pub pass: u32,
+}
+
+/// What a receive took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Stream bytes taken.
+    pub nr_bytes: u64,
+    /// Pages filled, repeats counted.
+    pub nr_pages: u64,
+    /// 1 GiB extents populated and kept.
+    pub nr_superpages_1g: u64,
+    /// 2 MiB extents populated and kept.
+    pub nr_superpages_2m: u64,
+    /// 4 KiB pages populated.
+    pub nr_pages_4k: u64,
+    /// Pages given back: holes and what the stream never named.
+    pub nr_given_back: u64,
+    /// Calls of each [`Hypercall`], by its index.
+    pub nr_hypercalls: [u64; Hypercall::ALL.len()],
+}
+
+/// The hypercalls that a report counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Hypercall {
+    /// `XENMEM_populate_physmap`.
+    PopulatePhysmap,
+    /// `XENMEM_decrease_reservation`.
+    DecreaseReservation,
+    /// Any other `memory_op`.
+    MemoryOther,
+    /// `mmu_update`.
+    MmuUpdate,
+    /// `mmuext_op` and `update_va_mapping`.
+    MmuOther,
+    /// `hvm_op` and `dm_op`.
+    Hvm,
+    /// `event_channel_op`.
+    EventChannel,
+    /// `sched_op`.
+    Sched,
+    /// All others.
+    Other,
+}
+
+impl Hypercall {
+    /// Every kind, in the order of [`Report::nr_hypercalls`].
+    pub const ALL: [Self; 9] = [
+        Self::PopulatePhysmap,
+        Self::DecreaseReservation,
+        Self::MemoryOther,
+        Self::MmuUpdate,
+        Self::MmuOther,
+        Self::Hvm,
+        Self::EventChannel,
+        Self::Sched,
+        Self::Other,
+    ];
+
+    /// The name in reports.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::PopulatePhysmap => "populate_physmap",
+            Self::DecreaseReservation => "decrease_reservation",
+            Self::MemoryOther => "memory_op",
+            Self::MmuUpdate => "mmu_update",
+            Self::MmuOther => "mmuext_op",
+            Self::Hvm => "hvm_op",
+            Self::EventChannel => "event_channel_op",
+            Self::Sched => "sched_op",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// What a 2 MiB region of guest-physical space is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RegionKind {
+    /// No frame at all.
+    Hole = 0,
+    /// 512 frames that are one aligned run of machine memory.
+    Superpage = 1,
+    /// 512 frames, not one run.
+    Small = 2,
+    /// Some frames, some holes.
+    Partial = 3,
+}
+
+impl RegionKind {
+    /// Takes a code from the wire.
+    pub const fn from_code(code: u8) -> Option<Self> {
+        match code {
+            0 => Some(Self::Hole),
+            1 => Some(Self::Superpage),
+            2 => Some(Self::Small),
+            3 => Some(Self::Partial),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

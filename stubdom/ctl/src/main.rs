@@ -1,0 +1,2 @@
+//! The dom0 side of the migration stub domain.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The migration stub domain.
+fn main() {}

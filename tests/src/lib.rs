@@ -1,0 +1,1 @@
+//! The nest: real Xen in QEMU.
