@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod frame;
+pub mod nodes;
 
 pub use frame::{Deframer, FrameError, encode};
 use serde::{Deserialize, Serialize};
