@@ -1,0 +1,221 @@
+//! XEN: the door to the hypervisor and to dom0, as this crate sees them.
+//!
+//! **Takes** lists already shaped like hypercall arguments. **Gives** counts and per-frame errors. **Never** decides:
+//! an implementor issues the hypercall that the method's first line names and reports what Xen answered.
+//!
+//! All methods act on the one target that the implementor is paired with. Sources: `xen/include/public/memory.h`,
+//! `xen.h` (`mmu_update`), `hvm/hvm_op.h`, `grant_table.h`.
+
+use core::fmt;
+use xen_front::types::{Domid, Gfn, Gref, Mfn, Order};
+
+/// How many frames the window holds, in 4 KiB pages: one batch of the stream (libxc's `MAX_BATCH_SIZE`).
+pub const WINDOW_FRAMES: usize = 1024;
+
+/// What may be done to a frame through the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reading only.
+    Read,
+    /// Reading and writing.
+    Write,
+}
+
+/// An error number as Xen returns it: negative, with Linux's numbering (`xen/include/public/errno.h`).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Errno(i32);
+
+impl Errno {
+    /// Out of memory.
+    pub const ENOMEM: Self = Self(-12);
+    /// Invalid argument; for a map also: no frame behind this gfn.
+    pub const EINVAL: Self = Self(-22);
+
+    /// Takes a raw negative error number.
+    pub const fn new(raw: i32) -> Self {
+        Self(raw)
+    }
+
+    /// Gives the raw negative error number back.
+    pub const fn raw(self) -> i32 {
+        self.0
+    }
+
+    /// Returns the C name of the numbers that the calls of this path return.
+    const fn name(self) -> Option<&'static str> {
+        Some(match self.0 {
+            -1 => "EPERM",
+            -2 => "ENOENT",
+            -3 => "ESRCH",
+            -5 => "EIO",
+            -7 => "E2BIG",
+            -11 => "EAGAIN",
+            -12 => "ENOMEM",
+            -13 => "EACCES",
+            -14 => "EFAULT",
+            -16 => "EBUSY",
+            -17 => "EEXIST",
+            -22 => "EINVAL",
+            -28 => "ENOSPC",
+            -32 => "EPIPE",
+            -38 => "ENOSYS",
+            -95 => "EOPNOTSUPP",
+            -104 => "ECONNRESET",
+            -110 => "ETIMEDOUT",
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Debug for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => f.write_str(name),
+            None => write!(f, "errno {}", self.0),
+        }
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// What the stub may do to its target by itself.
+///
+/// Laws that the engine relies on, and that the fake keeps:
+/// - a returned count is the length of the prefix of `extents` that is done; the rest is untouched;
+/// - a frame that is mapped in the window stays allocated until it is unmapped, whatever else happens to its gfn.
+pub trait Xen {
+    /// `XENMEM_populate_physmap`: gives the target one extent of `order` at each gfn of `extents`.
+    ///
+    /// Returns how many were done: Xen stops at the first that it has no memory for, that would pass the target's
+    /// `max_pages`, or whose order it does not allow to this caller. A gfn of `extents` must be a hole: Xen would
+    /// replace the frame and leave the old one allocated without a gfn.
+    fn populate_physmap(&mut self, order: Order, extents: &[Gfn]) -> usize;
+
+    /// `XENMEM_decrease_reservation`: takes the extents of `order` at `extents` from the target and frees them.
+    ///
+    /// Returns how many were done.
+    fn decrease_reservation(&mut self, order: Order, extents: &[Gfn]) -> usize;
+
+    /// `mmu_update`: maps the frame behind `gfns[i]` at slot `i` of the window, for every `i`.
+    ///
+    /// Replaces all that the window held before; slots past `gfns.len()` end up empty. `errors[i]` becomes 0 or
+    /// `-errno`; a frame that fails leaves its slot empty and does not keep the others from being mapped. A gfn may
+    /// stand in several slots.
+    ///
+    /// `gfns` has at most [`WINDOW_FRAMES`] entries and `errors` as many as `gfns`.
+    fn map(&mut self, access: Access, gfns: &[Gfn], errors: &mut [i32]);
+
+    /// `mmu_update`: empties the window and flushes the TLB, so that no frame of the target is held any more.
+    /// Does nothing when the window is empty.
+    fn unmap(&mut self);
+
+    /// Copies `bytes` into the window from byte `offset` of slot `slot` on, running over into the slots that follow.
+    ///
+    /// Every slot touched is mapped for [`Access::Write`]. `offset` is less than a page.
+    fn fill(&mut self, slot: usize, offset: usize, bytes: &[u8]);
+
+    /// Tells whether the window holds `bytes` from byte `offset` of slot `slot` on. Every slot touched is mapped.
+    fn matches(&self, slot: usize, offset: usize, bytes: &[u8]) -> bool;
+
+    /// Fills the frame at `slot` with zero bytes; it is mapped for [`Access::Write`].
+    fn zero(&mut self, slot: usize);
+
+    /// Reads back, from the window's own page table, which machine frame stands at `slot`; `None` when empty.
+    fn mfn(&self, slot: usize) -> Option<Mfn>;
+
+    /// `HVMOP_set_param`. `index` is an `HVM_PARAM_*` number.
+    ///
+    /// # Errors
+    /// What Xen returned.
+    fn set_param(&mut self, index: u32, value: u64) -> Result<(), Errno>;
+
+    /// `XENMEM_acquire_resource` (grant table, frame 0): writes entry `gref` of the target's grant table, version 1,
+    /// as a permanent read-write grant of `frame` to `domid`.
+    ///
+    /// # Errors
+    /// What Xen returned.
+    fn seed_grant(&mut self, gref: Gref, domid: Domid, frame: Gfn) -> Result<(), Errno>;
+
+    /// `XENMEM_current_reservation`: how many pages the target owns, in 4 KiB pages.
+    ///
+    /// # Errors
+    /// What Xen returned.
+    fn current_reservation(&mut self) -> Result<u64, Errno>;
+}
+
+/// A piece of state that only dom0 may apply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlobKind {
+    /// `xen_cpuid_leaf_t[]`, record X86_CPUID_POLICY.
+    CpuidPolicy,
+    /// `xen_msr_entry_t[]`, record X86_MSR_POLICY.
+    MsrPolicy,
+    /// The body of record HVM_CONTEXT.
+    HvmContext,
+}
+
+/// Bytes of a blob, as they came: pieces of one blob come in order and without gaps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece<'a> {
+    /// Which blob.
+    pub kind: BlobKind,
+    /// Length of the whole blob in bytes.
+    pub total: u32,
+    /// Where this piece starts, in bytes. 0 starts the blob anew: a later one of the same kind replaces it.
+    pub offset: u32,
+    /// The piece; of any length, not empty.
+    pub bytes: &'a [u8],
+}
+
+/// The body of record X86_TSC_INFO, arguments of `XEN_DOMCTL_settscinfo`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TscInfo {
+    /// `tsc_mode`.
+    pub mode: u32,
+    /// Guest TSC frequency in kHz.
+    pub khz: u32,
+    /// Elapsed time in nanoseconds.
+    pub nsec: u64,
+    /// Incarnation.
+    pub incarnation: u32,
+}
+
+/// Which policies the stream did not bring (`XGR_SDD_MISSING_*`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// No X86_CPUID_POLICY.
+    pub cpuid: bool,
+    /// No X86_MSR_POLICY.
+    pub msr: bool,
+}
+
+/// What only dom0 may do to the target. Each call returns when dom0 has answered.
+pub trait Broker {
+    /// Hands on a piece of a blob that a later call names.
+    ///
+    /// # Errors
+    /// Why it could not be handed on.
+    fn blob(&mut self, piece: Piece<'_>) -> Result<(), Errno>;
+
+    /// `XEN_DOMCTL_set_cpu_policy` with the policy blobs sent before, then the toolstack's `static_data_done`.
+    ///
+    /// # Errors
+    /// What dom0 answered.
+    fn static_data_done(&mut self, missing: Missing) -> Result<(), Errno>;
+
+    /// `XEN_DOMCTL_settscinfo`.
+    ///
+    /// # Errors
+    /// What dom0 answered.
+    fn set_tsc_info(&mut self, info: TscInfo) -> Result<(), Errno>;
+
+    /// `XEN_DOMCTL_sethvmcontext` with the HVM context blob sent before.
+    ///
+    /// # Errors
+    /// What dom0 answered.
+    fn set_hvm_context(&mut self) -> Result<(), Errno>;
+}
