@@ -1,1 +1,12 @@
-//! The nest: real Xen in QEMU.
+//! The nest: real Xen in QEMU, with a dom0 made of the distribution's packages, and what runs in it.
+//!
+//! [`machine::Machine::boot`] gives a dom0; [`dom0::Dom0`] runs scripts there. Files leave dom0 through `/host`.
+
+pub mod dom0;
+pub mod error;
+pub mod image;
+pub mod machine;
+pub mod packages;
+pub mod place;
+pub mod tool;
+pub mod wire;

@@ -1,0 +1,84 @@
+//! Boots the nest: a shell in dom0 for a person, or one script.
+
+use clap::{Args, Parser, Subcommand};
+use e2e::error::{Doing, Result};
+use e2e::machine::{self, Machine, Options};
+use e2e::place::Place;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Boots Xen with a complete dom0 in QEMU. Without a command: a shell in dom0 on this terminal.
+#[derive(Parser)]
+#[command(name = "nest")]
+struct Arguments {
+    #[command(flatten)]
+    machine: MachineArguments,
+    #[command(subcommand)]
+    command: Option<Action>,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Runs a bash script in dom0; its output and its exit status become this program's.
+    Run {
+        /// Longest time the script may take, in seconds.
+        #[arg(long, default_value_t = 900)]
+        timeout: u64,
+        /// The script.
+        file: PathBuf,
+        /// Its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+#[derive(Args)]
+struct MachineArguments {
+    /// The machine's memory in MiB.
+    #[arg(long, global = true, default_value_t = Options::default().mem_mib)]
+    mem: u32,
+    /// Dom0's memory in MiB; most of it can hold save files.
+    #[arg(long, global = true, default_value_t = Options::default().dom0_mib)]
+    dom0_mem: u32,
+    /// Counts instructions, so that guest time repeats from run to run; slower.
+    #[arg(long, global = true)]
+    icount: bool,
+    /// More options for Xen's command line.
+    #[arg(long, global = true, default_value = "", allow_hyphen_values = true)]
+    xen_args: String,
+}
+
+impl From<MachineArguments> for Options {
+    fn from(from: MachineArguments) -> Self {
+        Self { mem_mib: from.mem, dom0_mib: from.dom0_mem, icount: from.icount, xen_args: from.xen_args }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match act(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("nest: {error}");
+            ExitCode::from(125) // no verdict: told apart from most scripts' own exit codes
+        }
+    }
+}
+
+fn act(arguments: Arguments) -> Result<ExitCode> {
+    let place = Place::find()?;
+    let options = arguments.machine.into();
+    match arguments.command {
+        None => machine::interactive(&place, &options).map(|_| ExitCode::SUCCESS),
+        Some(Action::Run { timeout, file, args }) => {
+            let script = std::fs::read_to_string(&file).doing(format!("reading {}", file.display()))?;
+            let machine = Machine::boot(&place, &options)?;
+            let mut screen = std::io::stdout();
+            let show = |piece: &[u8]| drop(screen.write_all(piece).and_then(|()| screen.flush()));
+            let code = machine.dom0.start(&script, &args)?.finish(Duration::from_secs(timeout), show)?;
+            Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The machine: Xen in QEMU, with dom0 up.
+//!
+//! **Takes** options. **Gives** a running dom0 that runs scripts. **Never** leaves anything behind: QEMU dies with the
+//! value, and with the process that holds it.
+
+use crate::dom0::Dom0;
+use crate::error::{Doing, Error, Result};
+use crate::image;
+use crate::packages::Packages;
+use crate::place::Place;
+use crate::tool;
+use std::fs::{self, File};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longest time from power on to dom0's agent; an ordinary boot takes 10 to 15 s, with `icount` three times that.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+
+/// How the machine is made.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// QEMU's memory in MiB.
+    pub mem_mib: u32,
+    /// Dom0's memory in MiB; most of it can hold save files.
+    pub dom0_mib: u32,
+    /// Count instructions instead of running as fast as possible: guest time repeats from run to run.
+    pub icount: bool,
+    /// More options for Xen's command line.
+    pub xen_args: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { mem_mib: 8192, dom0_mib: 3072, icount: false, xen_args: String::new() }
+    }
+}
+
+/// A running machine.
+#[derive(Debug)]
+pub struct Machine {
+    qemu: Child,
+    /// Runs scripts in dom0.
+    pub dom0: Dom0,
+    _turn: File,
+}
+
+impl Machine {
+    /// Boots and waits for dom0. One machine runs at a time on a host: waits for its turn.
+    ///
+    /// # Errors
+    /// Something is missing, or dom0 did not come up: then the error shows the console's last lines.
+    pub fn boot(place: &Place, options: &Options) -> Result<Self> {
+        let turn = take_turn()?;
+        let mut qemu = prepare(place, options)?;
+        qemu.args(["-serial", &format!("file:{}", place.console_log().display()), "-display", "none"]);
+        qemu.stdin(Stdio::null());
+        let socket = place.nest().join("agent.sock");
+        let listener = listen(&socket)?;
+        let began = Instant::now();
+        let mut child = qemu.spawn().doing("starting QEMU")?;
+        match connect(&listener, &mut child) {
+            Ok(dom0) => {
+                eprintln!("nest: dom0 is up after {:.1} s", began.elapsed().as_secs_f32());
+                Ok(Self { qemu: child, dom0, _turn: turn })
+            }
+            Err(error) => {
+                end(&mut child);
+                let log = fs::read(place.console_log()).unwrap_or_default();
+                let tail = tool::last_lines(&String::from_utf8_lossy(&log), 15);
+                Err(Error::new(error, format!("the console's last lines:\n{tail}")))
+            }
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        end(&mut self.qemu);
+    }
+}
+
+/// Boots with dom0's console on this terminal and waits until the machine is switched off.
+///
+/// # Errors
+/// Something is missing, or QEMU could not start.
+pub fn interactive(place: &Place, options: &Options) -> Result<ExitStatus> {
+    let _turn = take_turn()?;
+    let mut qemu = prepare(place, options)?;
+    let log = place.console_log();
+    qemu.args(["-chardev", &format!("stdio,id=console,mux=on,signal=off,logfile={}", log.display())]);
+    qemu.args(["-serial", "chardev:console", "-mon", "chardev=console", "-display", "none"]);
+    let _listener = listen(&place.nest().join("agent.sock"))?; // QEMU wants its other end, nobody speaks here
+    eprintln!("nest: dom0's shell in about 12 s; `poweroff` or Ctrl-a x ends it");
+    qemu.status().doing("starting QEMU")
+}
+
+fn end(qemu: &mut Child) {
+    let _ = qemu.kill(); // it may have ended by itself
+    let _ = qemu.wait();
+}
+
+/// Waits until no other machine runs on this host; the lock ends with the returned file.
+fn take_turn() -> Result<File> {
+    let path = std::env::temp_dir().join("xen-nest.lock");
+    let open = File::options().create(true).append(true).open(&path);
+    let turn = open.doing(format!("opening {}", path.display()))?;
+    if turn.try_lock().is_err() {
+        eprintln!("nest: another nest runs on this host; waiting for it to end");
+        turn.lock().doing(format!("locking {}", path.display()))?;
+    }
+    Ok(turn)
+}
+
+fn listen(socket: &Path) -> Result<UnixListener> {
+    let _ = fs::remove_file(socket); // the last boot's
+    let listener = UnixListener::bind(socket).doing(format!("listening on {}", socket.display()))?;
+    listener.set_nonblocking(true).doing("preparing the agent's socket")?;
+    Ok(listener)
+}
+
+/// QEMU's command line up to its consoles.
+fn prepare(place: &Place, options: &Options) -> Result<Command> {
+    let packages = Packages::ready(place)?;
+    let initramfs = image::assemble(place, &packages)?;
+    let mut qemu = Command::new("setpriv"); // so that QEMU dies with us even when we are killed
+    qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot"]);
+    accelerate(&mut qemu, options);
+    qemu.args(["-m", &format!("{}M", options.mem_mib)]);
+    qemu.arg("-kernel").arg(packages.hypervisor()).arg("-append").arg(xen_command_line(options));
+    let kernel = format!("{} console=hvc0 quiet", packages.kernel()?.display());
+    qemu.arg("-initrd").arg(format!("{kernel},{}", initramfs.display()));
+    qemu.args(["-chardev", &format!("socket,id=agent,path={}", place.nest().join("agent.sock").display())]);
+    qemu.args(["-device", "virtio-serial-pci", "-device"]);
+    qemu.arg(format!("virtserialport,chardev=agent,name={}", crate::wire::PORT_NAME));
+    let share = format!("local,path={},mount_tag=nest,security_model=none", place.out().display());
+    qemu.args(["-virtfs", &share]);
+    Ok(qemu)
+}
+
+/// Xen's options. A fixed `dom0_mem` also switches xl's autoballooning off; without it xl would hold its lock while it
+/// restores.
+fn xen_command_line(options: &Options) -> String {
+    let mem = options.dom0_mib;
+    let fixed = "com1=115200,8n1 console=com1 dom0_max_vcpus=1 loglvl=all guest_loglvl=all";
+    format!("{fixed} dom0_mem={mem}M,max:{mem}M {}", options.xen_args)
+}
+
+/// Chooses between KVM and QEMU's own translator, which knows AMD's SVM with nested paging. `-cpu max` crashes dom0
+/// there, so the features are added one by one.
+fn accelerate(qemu: &mut Command, options: &Options) {
+    let translated = "qemu64,+svm,+npt,+nx,+lm,+pdpe1gb,+rdrand";
+    if options.icount {
+        qemu.args(["-machine", "q35", "-accel", "tcg,thread=single", "-cpu", translated, "-smp", "2"]);
+        qemu.args(["-icount", "shift=1,sleep=off"]);
+    } else if kvm_nests() {
+        qemu.args(["-machine", "q35", "-accel", "kvm", "-cpu", "host", "-smp", "2"]);
+    } else {
+        qemu.args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", translated, "-smp", "2"]);
+    }
+}
+
+/// Tells whether KVM is here, usable, and hands hardware virtualisation on to its guests.
+fn kvm_nests() -> bool {
+    let usable = File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    let nests = |module: &str| {
+        let switch = fs::read_to_string(format!("/sys/module/{module}/parameters/nested"));
+        switch.is_ok_and(|value| matches!(value.trim(), "1" | "Y"))
+    };
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let hardware = cpu.split_whitespace().any(|flag| matches!(flag, "vmx" | "svm"));
+    usable && hardware && (nests("kvm_intel") || nests("kvm_amd"))
+}
+
+/// Waits for QEMU's end of the agent's line, then for the agent.
+fn connect(listener: &UnixListener, qemu: &mut Child) -> Result<Dom0> {
+    let deadline = Instant::now() + BOOT_LIMIT;
+    let mut stream: Option<UnixStream> = None;
+    loop {
+        if let Some(status) = qemu.try_wait().doing("watching QEMU")? {
+            return Err(Error::new("booting the nest", format!("QEMU ended with {status}")));
+        }
+        if let Some(stream) = stream.take() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            return Dom0::greet(stream, left);
+        }
+        if Instant::now() > deadline {
+            return Err(Error::new("booting the nest", "QEMU did not connect"));
+        }
+        stream = listener.accept().ok().map(|(stream, _)| stream);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}

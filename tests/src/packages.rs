@@ -1,0 +1,186 @@
+//! The distribution's packages that dom0 is made of.
+//!
+//! **Takes** a list of package names. **Gives** one folder of unpacked files and one with the kernel. **Never**
+//! installs anything on the host, needs no root, pins no version: apt is asked what it would install on an empty
+//! machine, and that is fetched and unpacked.
+
+use crate::error::{Doing, Error, Result};
+use crate::place::Place;
+use crate::tool;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What dom0 needs by name; apt adds what these depend on.
+const WANTED: &str = "xen-hypervisor-4.17-amd64 xen-utils-4.17 xenstore-utils qemu-system-xen seabios \
+     linux-image-amd64 busybox-static bash coreutils util-linux iproute2 kmod sed grep gawk netcat-openbsd";
+
+/// Dependencies that only an installed, booting Debian needs: package managers, interpreters, login, initramfs.
+const UNWANTED: &[&str] = &[
+    "python",
+    "libpython",
+    "perl",
+    "dpkg",
+    "debconf",
+    "libpam",
+    "libaudit",
+    "initramfs-tools",
+    "iso-codes",
+    "adduser",
+    "passwd",
+    "libsemanage",
+    "libsepol",
+    "media-types",
+    "klibc",
+    "libklibc",
+    "linux-base",
+    "linux-image-amd64",
+    "ucf",
+    "base-files",
+    "gcc-",
+    "login",
+    "sysvinit-utils",
+    "udev",
+];
+
+/// Folders of no use at run time.
+const PRUNED: &[&str] = &[
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/locale",
+    "usr/share/info",
+    "usr/share/qemu/skiboot.lid",
+    "usr/share/qemu/slof.bin",
+    "usr/share/qemu/openbios-sparc64",
+    "usr/lib/x86_64-linux-gnu/gconv",
+    "usr/lib/debug",
+    "usr/lib/xen-4.17/boot/xen-shim",
+];
+
+/// The unpacked packages.
+#[derive(Debug)]
+pub struct Packages {
+    folder: PathBuf,
+}
+
+impl Packages {
+    /// Fetches and unpacks everything, or finds it done.
+    ///
+    /// # Errors
+    /// apt or dpkg failed.
+    pub fn ready(place: &Place) -> Result<Self> {
+        let packages = Self { folder: place.nest().join("packages") };
+        let stamp = packages.folder.join("complete");
+        if fs::read_to_string(&stamp).is_ok_and(|made_of| made_of == recipe()) {
+            return Ok(packages);
+        }
+        eprintln!("nest: fetching dom0's packages (about 110 MB, once)");
+        let debs = place.nest().join("debs");
+        for folder in [&packages.folder, &debs] {
+            let _ = fs::remove_dir_all(folder); // leftovers of an interrupted run
+            fs::create_dir_all(folder).doing(format!("making {}", folder.display()))?;
+        }
+        fetch(&debs)?;
+        packages.unpack(&debs)?;
+        fs::write(&stamp, recipe()).doing("noting that the packages are complete")?;
+        Ok(packages)
+    }
+
+    /// Everything but the kernel, as it lies in dom0's root.
+    pub fn root(&self) -> PathBuf {
+        self.folder.join("root")
+    }
+
+    /// The kernel package's files.
+    fn kernel_root(&self) -> PathBuf {
+        self.folder.join("kernel")
+    }
+
+    /// The hypervisor, uncompressed: QEMU's multiboot loader takes nothing else.
+    pub fn hypervisor(&self) -> PathBuf {
+        self.folder.join("xen")
+    }
+
+    /// The Linux kernel of dom0 and of the example guests.
+    ///
+    /// # Errors
+    /// The kernel package holds none.
+    pub fn kernel(&self) -> Result<PathBuf> {
+        only_child(&self.kernel_root().join("boot"), "vmlinuz-")
+    }
+
+    /// The folder of kernel modules, with `modules.dep`.
+    ///
+    /// # Errors
+    /// The kernel package holds none.
+    pub fn modules(&self) -> Result<PathBuf> {
+        only_child(&self.kernel_root().join("lib/modules"), "")
+    }
+
+    fn unpack(&self, debs: &Path) -> Result<()> {
+        for deb in children(debs)?.iter().filter(|path| path.extension().is_some_and(|end| end == "deb")) {
+            let kernel = file_name(deb).starts_with("linux-image-");
+            let root = if kernel { self.kernel_root() } else { self.root() };
+            tool::output(Command::new("dpkg").arg("-x").arg(deb).arg(root))?;
+        }
+        let version = file_name(&self.modules()?);
+        tool::output(Command::new("/sbin/depmod").arg("-b").arg(self.kernel_root()).arg(version))?;
+        self.unzip_hypervisor()?;
+        for path in PRUNED.iter().map(|path| self.root().join(path)) {
+            let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }; // absent is fine
+        }
+        fs::remove_dir_all(self.root().join("boot")).doing("pruning boot")
+    }
+
+    fn unzip_hypervisor(&self) -> Result<()> {
+        let packed = only_child(&self.root().join("boot"), "xen-4.17-amd64.gz")?;
+        let unpacked = fs::File::create(self.hypervisor()).doing("making the hypervisor image")?;
+        let done = Command::new("gunzip")
+            .arg("-c")
+            .arg(packed)
+            .stdout(unpacked)
+            .status()
+            .doing("starting gunzip")?;
+        if done.success() { Ok(()) } else { Err(Error::new("unpacking the hypervisor", done)) }
+    }
+}
+
+/// What the stamp holds: another recipe means another download.
+fn recipe() -> String {
+    format!("{WANTED}\nwithout {UNWANTED:?}\npruned {PRUNED:?}\n")
+}
+
+/// Asks apt what it would install on an empty machine and downloads that.
+fn fetch(debs: &Path) -> Result<()> {
+    let status = debs.join("empty-status");
+    fs::write(&status, "").doing("writing an empty package status")?;
+    let mut solve = Command::new("apt-get");
+    solve.arg("-o").arg(format!("Dir::State::status={}", status.display()));
+    solve.args(["--no-install-recommends", "--simulate", "install"]).args(WANTED.split_whitespace());
+    let plan = tool::output(&mut solve)?;
+    let names = plan.lines().filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next());
+    let kept: Vec<&str> =
+        names.filter(|name| !UNWANTED.iter().any(|start| name.starts_with(start))).collect();
+    tool::output(Command::new("apt-get").arg("download").args(kept).current_dir(debs)).map(drop)
+}
+
+/// The files of a folder in order.
+fn children(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).doing(format!("reading {}", folder.display()))?;
+    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    paths.sort();
+    Ok(paths)
+}
+
+/// The one file of a folder whose name starts so.
+fn only_child(folder: &Path, start: &str) -> Result<PathBuf> {
+    let mut found = children(folder)?.into_iter().filter(|path| file_name(path).starts_with(start));
+    found
+        .next()
+        .ok_or_else(|| Error::new(format!("looking for {start}* in {}", folder.display()), "nothing there"))
+}
+
+/// The last part of a path, as text.
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}

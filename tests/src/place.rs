@@ -1,0 +1,54 @@
+//! Where things stand: the repository, its build products, the nest's own folder.
+
+use crate::error::{Doing, Result};
+use std::path::{Path, PathBuf};
+
+/// The folders the harness works in.
+#[derive(Clone, Debug)]
+pub struct Place {
+    root: PathBuf,
+}
+
+impl Place {
+    /// Finds the repository: cargo names the package's folder to what it runs; otherwise it is the current folder.
+    ///
+    /// # Errors
+    /// There is no current folder, or `target/nest` cannot be made.
+    pub fn find() -> Result<Self> {
+        let package = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let root = match package.as_deref().and_then(Path::parent) {
+            Some(root) => root.to_path_buf(),
+            None => std::env::current_dir().doing("looking for the repository")?,
+        };
+        let place = Self { root };
+        for folder in [place.nest(), place.out()] {
+            std::fs::create_dir_all(&folder).doing(format!("making {}", folder.display()))?;
+        }
+        Ok(place)
+    }
+
+    /// A path below the repository.
+    pub fn repo(&self, path: &str) -> PathBuf {
+        self.root.join(path)
+    }
+
+    /// A built program of ours.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.root.join("target/release").join(name)
+    }
+
+    /// The harness's folder, `target/nest`.
+    pub fn nest(&self) -> PathBuf {
+        self.root.join("target/nest")
+    }
+
+    /// Where files that dom0 hands out arrive, `target/nest/out`; dom0 sees it as `/host`.
+    pub fn out(&self) -> PathBuf {
+        self.nest().join("out")
+    }
+
+    /// What Xen, dom0's kernel and dom0's console wrote.
+    pub fn console_log(&self) -> PathBuf {
+        self.nest().join("console.log")
+    }
+}
