@@ -4,6 +4,13 @@
 #[cfg(test)]
 extern crate std;
 
+#[cfg(test)]
+mod abi_test;
+
+#[allow(dead_code, reason = "the queues around the frame assembly follow")]
+pub mod net;
 pub mod ring;
-pub mod shared;
+pub mod shared_mem;
 pub mod types;
+#[allow(dead_code, reason = "the server around the channel follows")]
+pub mod vchan;

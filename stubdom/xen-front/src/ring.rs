@@ -7,7 +7,7 @@
 //! One request gets one response, and the ring never holds more requests than it has slots. Indices run freely through
 //! all of `u32`; a slot is an index modulo the size, a power of two.
 
-use crate::shared::SharedMem;
+use crate::shared_mem::SharedMem;
 use crate::types::PAGE_SIZE;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
@@ -15,11 +15,11 @@ use core::sync::atomic::{Ordering, fence};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 // Offsets of `struct NAME_sring`.
-const REQ_PROD: usize = 0;
-const REQ_EVENT: usize = 4;
-const RSP_PROD: usize = 8;
-const RSP_EVENT: usize = 12;
-const RING: usize = 64;
+pub(crate) const REQ_PROD: usize = 0;
+pub(crate) const REQ_EVENT: usize = 4;
+pub(crate) const RSP_PROD: usize = 8;
+pub(crate) const RSP_EVENT: usize = 12;
+pub(crate) const RING: usize = 64;
 
 /// What is wrong with a ring: the peer claims responses to requests that nobody made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ impl<Req: IntoBytes + Immutable, Rsp: FromBytes> FrontRing<Req, Rsp> {
     };
 
     /// A slot holds a request or a response (`union NAME_sring_entry`).
-    const SLOT_BYTES: usize =
+    pub(crate) const SLOT_BYTES: usize =
         if size_of::<Req>() > size_of::<Rsp>() { size_of::<Req>() } else { size_of::<Rsp>() };
 
     /// Initialises the ring in a page (`XEN_FRONT_RING_INIT`).

@@ -1,8 +1,8 @@
 //! A back end for tests: the other half of the ring, as wilful as a test wants it.
 
 use super::{FrontRing, REQ_EVENT, REQ_PROD, RING, RSP_EVENT, RSP_PROD};
-use crate::shared::SharedMem;
-use crate::shared::testing::{pages, view};
+use crate::shared_mem::SharedMem;
+use crate::shared_mem::testing::{pages, view};
 use core::marker::PhantomData;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 

@@ -1,0 +1,265 @@
+//! The shared part of a vchan: two byte rings and the page that describes them.
+//!
+//! **Takes** the pages, and bytes to write. **Gives** bytes read, and whether the client must be notified. **Never**
+//! believes an index of the client: this end keeps its own indices in private memory, and a distance longer than the
+//! ring is [`VchanError`], after which the connection is over.
+//!
+//! "Left" is the client's writing direction, "right" the server's. Each end asks the other for events by setting bits
+//! of the other's notify byte, and the other clears them when it sends the event.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
+
+use crate::ring::Notify;
+use crate::shared_mem::SharedMem;
+use crate::types::Gref;
+use core::fmt;
+use core::mem::offset_of;
+use core::sync::atomic::{Ordering, fence};
+
+/// `VCHAN_NOTIFY_WRITE`: send an event when data was written.
+pub(crate) const VCHAN_NOTIFY_WRITE: u8 = 1;
+/// `VCHAN_NOTIFY_READ`: send an event when data was read.
+pub(crate) const VCHAN_NOTIFY_READ: u8 = 2;
+
+/// `struct ring_shared`.
+#[repr(C)]
+pub(crate) struct RingShared {
+    pub(crate) cons: u32,
+    pub(crate) prod: u32,
+}
+
+/// `struct vchan_interface`, up to its list of grants.
+#[repr(C)]
+pub(crate) struct VchanInterface {
+    pub(crate) left: RingShared,
+    pub(crate) right: RingShared,
+    pub(crate) left_order: u16,
+    pub(crate) right_order: u16,
+    pub(crate) cli_live: u8,
+    pub(crate) srv_live: u8,
+    pub(crate) cli_notify: u8,
+    pub(crate) srv_notify: u8,
+    pub(crate) grants: [u32; 0],
+}
+
+const LEFT: usize = offset_of!(VchanInterface, left);
+const RIGHT: usize = offset_of!(VchanInterface, right);
+const CONS: usize = offset_of!(RingShared, cons);
+const PROD: usize = offset_of!(RingShared, prod);
+const LEFT_ORDER: usize = offset_of!(VchanInterface, left_order);
+const RIGHT_ORDER: usize = offset_of!(VchanInterface, right_order);
+const CLI_LIVE: usize = offset_of!(VchanInterface, cli_live);
+const SRV_LIVE: usize = offset_of!(VchanInterface, srv_live);
+const CLI_NOTIFY: usize = offset_of!(VchanInterface, cli_notify);
+const SRV_NOTIFY: usize = offset_of!(VchanInterface, srv_notify);
+const GRANTS: usize = offset_of!(VchanInterface, grants);
+
+/// The client's index is further from ours than the ring is long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VchanError {
+    /// The client's index.
+    pub theirs: u32,
+    /// Ours.
+    pub ours: u32,
+    /// The ring's size in bytes.
+    pub ring_bytes: u32,
+}
+
+impl fmt::Display for VchanError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { theirs, ours, ring_bytes } = self;
+        write!(
+            f,
+            "vchan: index {theirs:#x} of the client, expected at most {ring_bytes:#x} bytes from {ours:#x}"
+        )
+    }
+}
+
+impl core::error::Error for VchanError {}
+
+/// Where the client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Client {
+    /// None has connected yet.
+    Awaited,
+    /// One is connected.
+    Connected,
+    /// It has closed its end, or its process has died.
+    Gone,
+}
+
+/// The rings and their page, seen by the server.
+#[derive(Debug)]
+pub(super) struct Channel {
+    page: SharedMem,
+    /// The ring that we read.
+    left: ByteRing,
+    /// The ring that we write.
+    right: ByteRing,
+}
+
+impl Channel {
+    /// Takes the interface page and the two rings, each of a power of two of pages.
+    pub(super) fn new(page: SharedMem, left: SharedMem, right: SharedMem) -> Self {
+        let (left, right) = (ByteRing::new(left), ByteRing::new(right));
+        Self { page, left, right }
+    }
+
+    /// Makes an empty channel that awaits a client. `grants` are the left ring's pages, then the right ring's.
+    pub(super) fn open(&mut self, grants: impl Iterator<Item = Gref>) {
+        self.page.zero();
+        self.left.index = 0;
+        self.right.index = 0;
+        self.page.write(LEFT_ORDER, self.left.order());
+        self.page.write(RIGHT_ORDER, self.right.order());
+        for (offset, gref) in (GRANTS..self.page.len()).step_by(size_of::<u32>()).zip(grants) {
+            self.page.write(offset, gref.raw());
+        }
+        self.page.write(CLI_LIVE, 2_u8);
+        self.page.write(CLI_NOTIFY, VCHAN_NOTIFY_WRITE);
+        self.page.write(SRV_LIVE, 1_u8);
+    }
+
+    /// Tells the client that this end is closed.
+    pub(super) fn close(&mut self) {
+        self.page.write(SRV_LIVE, 0_u8);
+    }
+
+    /// Looks where the client is.
+    pub(super) fn client(&self) -> Client {
+        match self.page.read::<u8>(CLI_LIVE) {
+            0 => Client::Gone,
+            2 => Client::Awaited,
+            _ => Client::Connected,
+        }
+    }
+
+    /// Reads what is there, at most `out`, and asks for an event when more comes if that was not enough.
+    ///
+    /// # Errors
+    /// The client's index is nonsense; nothing was read.
+    pub(super) fn read(&mut self, out: &mut [u8]) -> Result<(usize, Notify), VchanError> {
+        let mut ready = self.left.distance(self.page.read(LEFT + PROD), Side::Reader)?;
+        if ready < out.len() {
+            self.request(VCHAN_NOTIFY_WRITE);
+            ready = self.left.distance(self.page.read(LEFT + PROD), Side::Reader)?;
+        }
+        let len = ready.min(out.len());
+        self.left.copy_out(out.get_mut(..len).unwrap_or_default());
+        fence(Ordering::SeqCst); // the bytes are out before the client may overwrite them
+        self.page.write(LEFT + CONS, self.left.index);
+        Ok((len, self.answer(len, VCHAN_NOTIFY_READ)))
+    }
+
+    /// Writes as much as there is room for, and asks for an event when there is more if that was not all.
+    ///
+    /// # Errors
+    /// The client's index is nonsense; nothing was written.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(usize, Notify), VchanError> {
+        let mut room = self.right.distance(self.page.read(RIGHT + CONS), Side::Writer)?;
+        if room < bytes.len() {
+            self.request(VCHAN_NOTIFY_READ);
+            room = self.right.distance(self.page.read(RIGHT + CONS), Side::Writer)?;
+        }
+        let len = room.min(bytes.len());
+        self.right.copy_in(bytes.get(..len).unwrap_or_default());
+        fence(Ordering::SeqCst); // the bytes are there before the index that covers them
+        self.page.write(RIGHT + PROD, self.right.index);
+        Ok((len, self.answer(len, VCHAN_NOTIFY_WRITE)))
+    }
+
+    /// Asks the client for an event when it has written or read; a full barrier, so the next look at its index is late
+    /// enough.
+    fn request(&mut self, bit: u8) {
+        self.page.fetch_or(CLI_NOTIFY, bit);
+    }
+
+    /// Tells whether the client asked for an event about what was just done, and takes its wish off the page.
+    fn answer(&mut self, len: usize, bit: u8) -> Notify {
+        if len > 0 && self.page.fetch_and(SRV_NOTIFY, !bit) & bit != 0 {
+            Notify::Wanted
+        } else {
+            Notify::NotWanted
+        }
+    }
+}
+
+/// Which end of a ring this is.
+#[derive(Clone, Copy)]
+enum Side {
+    Reader,
+    Writer,
+}
+
+/// One ring and this end's index in it.
+#[derive(Debug)]
+struct ByteRing {
+    mem: SharedMem,
+    /// Runs freely through all of u32; the position is its remainder.
+    index: u32,
+}
+
+impl ByteRing {
+    fn new(mem: SharedMem) -> Self {
+        assert!(mem.len().is_power_of_two() && mem.len() >= crate::types::PAGE_SIZE, "a ring is 2^n pages");
+        Self { mem, index: 0 }
+    }
+
+    fn order(&self) -> u16 {
+        u16::try_from(self.mem.len().trailing_zeros()).unwrap_or(u16::MAX)
+    }
+
+    /// How many bytes this end may read or write, given the other end's index.
+    fn distance(&self, theirs: u32, side: Side) -> Result<usize, VchanError> {
+        fence(Ordering::Acquire); // what the index covers is looked at after the index
+        let ring_bytes = u32::try_from(self.mem.len()).unwrap_or(u32::MAX);
+        let (filled, ours) = match side {
+            Side::Reader => (theirs.wrapping_sub(self.index), self.index),
+            Side::Writer => (self.index.wrapping_sub(theirs), self.index),
+        };
+        let free = ring_bytes.checked_sub(filled).ok_or(VchanError { theirs, ours, ring_bytes })?;
+        Ok(match side {
+            Side::Reader => filled as usize,
+            Side::Writer => free as usize,
+        })
+    }
+
+    fn copy_out(&mut self, out: &mut [u8]) {
+        let len = out.len();
+        let (head, tail) = out.split_at_mut(self.until_end().min(len));
+        self.mem.copy_out(self.position(), head);
+        self.mem.copy_out(0, tail);
+        self.advance(len);
+    }
+
+    fn copy_in(&mut self, bytes: &[u8]) {
+        let (head, tail) = bytes.split_at(self.until_end().min(bytes.len()));
+        self.mem.copy_in(self.position(), head);
+        self.mem.copy_in(0, tail);
+        self.advance(bytes.len());
+    }
+
+    fn position(&self) -> usize {
+        self.index as usize & self.mem.len().wrapping_sub(1)
+    }
+
+    fn until_end(&self) -> usize {
+        self.mem.len().wrapping_sub(self.position())
+    }
+
+    fn advance(&mut self, nr_bytes: usize) {
+        // At most the ring's size, which fits: `distance` bounded it.
+        self.index = self.index.wrapping_add(u32::try_from(nr_bytes).unwrap_or_default());
+    }
+}
+
+#[cfg(test)]
+mod tests;
