@@ -36,6 +36,7 @@ const GUEST_MODULES: &[&str] = &["xen-netfront", "xen-blkfront"];
 /// Our built programs: where they stand here, where they go in dom0.
 const PROGRAMS: &[(&str, &str)] = &[
     ("target/release/nest-agent", "usr/sbin/nest-agent"),
+    ("target/release/ask-witness", "usr/bin/ask-witness"),
     ("target/release/stubctl", "usr/sbin/stubctl"),
     ("target/stub/stubdom", "usr/lib/xen-stubdom/stubdom"),
 ];
