@@ -8,5 +8,7 @@ pub mod image;
 pub mod machine;
 pub mod packages;
 pub mod place;
+pub mod stories;
+pub mod story;
 pub mod tool;
 pub mod wire;

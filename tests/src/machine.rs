@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
 /// How the machine is made.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// QEMU's memory in MiB.
     pub mem_mib: u32,

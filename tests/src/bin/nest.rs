@@ -1,9 +1,11 @@
 //! Boots the nest: a shell in dom0 for a person, or one script.
 
 use clap::{Args, Parser, Subcommand};
-use e2e::error::{Doing, Result};
+use e2e::error::{Doing, Error, Result};
 use e2e::machine::{self, Machine, Options};
 use e2e::place::Place;
+use e2e::stories;
+use e2e::story::{self, Story, Verdict};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,6 +33,14 @@ enum Action {
         /// Its arguments.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
+    },
+    /// Tells stories: those named, or all.
+    Story {
+        /// Prints the stories' names and what they prove.
+        #[arg(long)]
+        list: bool,
+        /// The stories to tell.
+        names: Vec<String>,
     },
 }
 
@@ -80,5 +90,33 @@ fn act(arguments: Arguments) -> Result<ExitCode> {
             let code = machine.dom0.start(&script, &args)?.finish(Duration::from_secs(timeout), show)?;
             Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
         }
+        Some(Action::Story { list: true, .. }) => {
+            stories::ALL.iter().for_each(|story| println!("{:24} {}", story.name, story.proves));
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Action::Story { names, .. }) => tell(&place, &names),
     }
+}
+
+/// Tells the named stories, or all of them, and counts how they ended.
+fn tell(place: &Place, names: &[String]) -> Result<ExitCode> {
+    if let Some(unknown) = names.iter().find(|name| !stories::ALL.iter().any(|story| story.name == **name)) {
+        return Err(Error::new(
+            format!("looking for story {unknown}"),
+            "none of that name; see `story --list`",
+        ));
+    }
+    let chosen = |story: &Story| names.is_empty() || names.iter().any(|name| name == story.name);
+    let told: Vec<Story> = stories::ALL.iter().copied().filter(chosen).collect();
+    let verdicts = story::tell_all(place, &told);
+    println!();
+    verdicts.iter().for_each(|(name, verdict)| println!("{name:24} {verdict}"));
+    let count = |wanted: fn(&Verdict) -> bool| verdicts.iter().filter(|(_, verdict)| wanted(verdict)).count();
+    let nr_failed = count(|verdict| matches!(verdict, Verdict::Failure(_) | Verdict::Error(_)));
+    let nr_skipped = count(|verdict| matches!(verdict, Verdict::Skip(_)));
+    println!(
+        "{} passed, {nr_failed} failed, {nr_skipped} skipped",
+        count(|verdict| *verdict == Verdict::Success)
+    );
+    Ok(if nr_failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,0 +1,30 @@
+//! What the stock toolstack does: the ground on which ours is compared.
+
+use crate::machine::Options;
+use crate::story::{Stage, Story, Telling, ensure};
+
+/// Stock `xl save` and `xl restore`.
+pub(super) const SAVE_AND_RESTORE: Story = Story {
+    name: "stock-restore",
+    proves: "a PVH guest saved and restored by stock xl goes on with every byte, and gives all its memory back",
+    options: Options::default,
+    tell: save_and_restore,
+};
+
+fn save_and_restore(stage: &Stage) -> Telling {
+    let free = stage.free_mib()?;
+    stage.create("pvh-256")?;
+    stage.ask("pvh-256", "freeze")?;
+    let before = stage.ask("pvh-256", "verify")?;
+    stage.sh("xl save pvh-256 /var/lib/xen/save/pvh-256")?;
+    stage.expect_free(free)?;
+    stage.sh("xl restore /var/lib/xen/save/pvh-256")?;
+    let after = stage.ask("pvh-256", "verify")?;
+    let (before, after) = (before.value("sum")?, after.value("sum")?);
+    ensure(before == after, || format!("the checksum was {before} and is {after}"))?;
+    stage.say(format!("checksum {after}, {free} MiB free"));
+    stage.ask("pvh-256", "thaw")?;
+    stage.ask("pvh-256", "ticking")?;
+    stage.sh("xl shutdown -w pvh-256")?;
+    stage.expect_free(free)
+}

@@ -1,0 +1,302 @@
+//! Stories: what is shown on real Xen, and how each ends.
+//!
+//! A story opens with what it proves. It ends in one of four ways; a check that could not run is never a success.
+//! Stories that want the same machine share one boot; whatever a story leaves behind counts against it.
+
+use crate::dom0::Outcome;
+use crate::error::{Error, Result};
+use crate::machine::{Machine, Options};
+use crate::place::Place;
+use crate::tool;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// Longest time for one script of a story.
+const SCRIPT_LIMIT: Duration = Duration::from_secs(300);
+
+/// Longest time for Xen to take back a destroyed guest's memory.
+const RELEASE_LIMIT: Duration = Duration::from_secs(20);
+
+/// Something to show.
+#[derive(Clone, Copy, Debug)]
+pub struct Story {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What it proves, in a sentence.
+    pub proves: &'static str,
+    /// The machine it wants.
+    pub options: fn() -> Options,
+    /// Tells it.
+    pub tell: fn(&Stage) -> Telling,
+}
+
+/// How telling goes: to the end, or until something stops it.
+pub type Telling<T = ()> = std::result::Result<T, Stop>;
+
+/// Why a story stopped.
+#[derive(Debug)]
+pub enum Stop {
+    /// It cannot be told here; why.
+    Skip(String),
+    /// What it proves is not so.
+    Failure(String),
+    /// The nest failed before the story could show anything.
+    Error(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// How a story ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// All it proves was seen.
+    Success,
+    /// It cannot be told here; why.
+    Skip(String),
+    /// The nest failed.
+    Error(String),
+    /// What it proves is not so.
+    Failure(String),
+}
+
+impl From<Telling> for Verdict {
+    fn from(telling: Telling) -> Self {
+        match telling {
+            Ok(()) => Self::Success,
+            Err(Stop::Skip(why)) => Self::Skip(why),
+            Err(Stop::Failure(what)) => Self::Failure(what),
+            Err(Stop::Error(error)) => Self::Error(error.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Success => f.write_str("success"),
+            Self::Skip(why) => write!(f, "skipped: {why}"),
+            Self::Error(what) => write!(f, "ERROR: {what}"),
+            Self::Failure(what) => write!(f, "FAILURE: {what}"),
+        }
+    }
+}
+
+/// Stops the story as a failure unless `holds`.
+///
+/// # Errors
+/// [`Stop::Failure`] with the text that `what` makes.
+pub fn ensure(holds: bool, what: impl FnOnce() -> String) -> Telling {
+    if holds { Ok(()) } else { Err(Stop::Failure(what())) }
+}
+
+/// Where a story is told: dom0, and ways to act there.
+#[derive(Debug)]
+pub struct Stage<'a> {
+    /// The machine.
+    pub machine: &'a Machine,
+    /// The repository.
+    pub place: &'a Place,
+}
+
+impl Stage<'_> {
+    /// Runs a script in dom0, whatever its exit code.
+    ///
+    /// # Errors
+    /// It did not end in five minutes or the nest died.
+    pub fn run(&self, script: &str) -> Telling<Outcome> {
+        Ok(self.machine.dom0.run(script, SCRIPT_LIMIT)?)
+    }
+
+    /// Runs a script in dom0 that must succeed; gives its output.
+    ///
+    /// # Errors
+    /// [`Stop::Failure`] when it ends with another exit code than 0.
+    pub fn sh(&self, script: &str) -> Telling<String> {
+        let outcome = self.run(script)?;
+        let tail = tool::last_lines(&outcome.text, 12);
+        ensure(outcome.code == 0, || format!("`{script}` ended with {}:\n{tail}", outcome.code))?;
+        Ok(outcome.text.trim_end().to_owned())
+    }
+
+    /// Prints a line of the story.
+    pub fn say(&self, line: impl fmt::Display) {
+        println!("    {line}");
+    }
+
+    /// Creates an example guest and waits until its witness is ready.
+    ///
+    /// # Errors
+    /// The guest did not start.
+    pub fn create(&self, guest: &str) -> Telling {
+        self.sh(&format!("xl create -q /etc/xen/stubdom/guests/{guest}.cfg && ask-witness {guest} ready"))?;
+        Ok(())
+    }
+
+    /// Asks a guest's witness; gives its answer.
+    ///
+    /// # Errors
+    /// [`Stop::Failure`] when the witness found a wrong byte or does not answer.
+    pub fn ask(&self, guest: &str, question: &str) -> Telling<Answer> {
+        self.sh(&format!("ask-witness {guest} {question}")).map(Answer)
+    }
+
+    /// Xen's free memory in MiB.
+    ///
+    /// # Errors
+    /// xl fails.
+    pub fn free_mib(&self) -> Telling<u64> {
+        let text = self.sh("xl info free_memory")?;
+        text.trim().parse().map_err(|_| Stop::Failure(format!("`xl info free_memory` says {text:?}")))
+    }
+
+    /// Waits until Xen has as much free memory as `before`: destroyed domains give it back bit by bit.
+    ///
+    /// # Errors
+    /// [`Stop::Failure`] when it does not come to that.
+    pub fn expect_free(&self, before: u64) -> Telling {
+        let deadline = Instant::now() + RELEASE_LIMIT;
+        loop {
+            let now = self.free_mib()?;
+            if now == before {
+                return Ok(());
+            }
+            ensure(Instant::now() < deadline, || {
+                format!("{before} MiB were free before, {now} MiB are after")
+            })?;
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+}
+
+/// What a witness answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer(String);
+
+impl Answer {
+    /// The value of `key=value` in the answer's last line.
+    ///
+    /// # Errors
+    /// [`Stop::Failure`] when it is not there.
+    pub fn value(&self, key: &str) -> Telling<&str> {
+        let words = self.0.lines().next_back().unwrap_or_default().split_whitespace();
+        let mut values = words.filter_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+        values.next().ok_or_else(|| Stop::Failure(format!("no {key}= in the witness's {:?}", self.0)))
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Tells stories one after another, on as few boots as their wishes allow; gives each one's verdict.
+pub fn tell_all(place: &Place, stories: &[Story]) -> Vec<(&'static str, Verdict)> {
+    let mut machine: Option<(Options, Machine)> = None;
+    let mut verdicts = Vec::new();
+    for story in in_order_of_machines(stories) {
+        println!("story {}: {}", story.name, story.proves);
+        let began = Instant::now();
+        let verdict = match stage_for(&mut machine, place, (story.options)()) {
+            Ok(machine) => tell(story, &Stage { machine, place }),
+            Err(error) => Verdict::Error(error.to_string()),
+        };
+        println!("  {} ({:.0} s): {verdict}", story.name, began.elapsed().as_secs_f32());
+        if matches!(verdict, Verdict::Error(_) | Verdict::Failure(_)) {
+            machine = None; // the next story shall not suffer from what this one left
+        }
+        verdicts.push((story.name, verdict));
+    }
+    verdicts
+}
+
+/// Stories that want equal machines next to each other, else in their own order.
+fn in_order_of_machines(stories: &[Story]) -> Vec<&Story> {
+    let mut kinds: Vec<Options> = Vec::new();
+    for options in stories.iter().map(|story| (story.options)()) {
+        if !kinds.contains(&options) {
+            kinds.push(options);
+        }
+    }
+    kinds.iter().flat_map(|kind| stories.iter().filter(move |story| (story.options)() == *kind)).collect()
+}
+
+/// The machine that runs, when it is the right one; else a fresh one.
+fn stage_for<'a>(
+    machine: &'a mut Option<(Options, Machine)>,
+    place: &Place,
+    wanted: Options,
+) -> Result<&'a Machine> {
+    if machine.as_ref().is_some_and(|(options, _)| *options != wanted) {
+        *machine = None;
+    }
+    let running = match machine.take() {
+        Some(running) => running,
+        None => (wanted.clone(), Machine::boot(place, &wanted)?),
+    };
+    Ok(&machine.insert(running).1)
+}
+
+/// Tells one story and cleans up behind it; a story that leaves a domain behind has failed.
+fn tell(story: &Story, stage: &Stage) -> Verdict {
+    let verdict = Verdict::from((story.tell)(stage));
+    if !matches!(verdict, Verdict::Success | Verdict::Skip(_)) {
+        keep_logs(story, stage);
+    }
+    match (sweep(stage), verdict) {
+        (Ok(left), Verdict::Success) if !left.is_empty() => {
+            Verdict::Failure(format!("left behind: {}", left.replace('\n', ", ")))
+        }
+        (Err(stop), Verdict::Success) => Verdict::from(Err(stop)),
+        (_, verdict) => verdict,
+    }
+}
+
+/// Destroys the domains that are left and empties the folder of save files; gives the domains' names.
+fn sweep(stage: &Stage) -> Telling<String> {
+    let left = stage.sh("xl list | awk 'NR > 1 && $2 != 0 { print $1 }'")?;
+    stage.sh("xl list | awk 'NR > 1 && $2 != 0 { print $2 }' | xargs -r -n 1 xl destroy; rm -rf /var/lib/xen/save/*")?;
+    Ok(left)
+}
+
+/// Hands dom0's logs to the host: `target/nest/out/NAME/`.
+fn keep_logs(story: &Story, stage: &Stage) {
+    let name = story.name;
+    let collect = format!(
+        "rm -rf /host/{name}; mkdir /host/{name}; xl dmesg >/var/log/xen/xl-dmesg; cp /var/log/xen/* /host/{name}/; \
+         xenstore-ls -f >/host/{name}/xenstore; xl list >/host/{name}/xl-list"
+    );
+    match stage.run(&collect) {
+        Ok(_) => stage.say(format!("dom0's logs: target/nest/out/{name}")),
+        Err(stop) => stage.say(format!("no logs: {}", Verdict::from(Err(stop)))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn story(name: &'static str, options: fn() -> Options) -> Story {
+        Story { name, proves: "", options, tell: |_| Ok(()) }
+    }
+
+    #[test]
+    fn stories_that_want_the_same_machine_come_together() {
+        let big = || Options { mem_mib: 16384, ..Options::default() };
+        let stories = [story("a", Options::default), story("b", big), story("c", Options::default)];
+        let order: Vec<_> = in_order_of_machines(&stories).iter().map(|story| story.name).collect();
+        assert_eq!(order, ["a", "c", "b"]);
+    }
+
+    #[test]
+    fn an_answer_gives_its_values() {
+        let answer = Answer("witness: WRONG page=3\nwitness: verified right pages=7 sum=0x1 tag=9".into());
+        assert_eq!(answer.value("sum").unwrap(), "0x1");
+        assert_eq!(answer.value("pages").unwrap(), "7");
+        assert!(matches!(answer.value("page"), Err(Stop::Failure(_))));
+    }
+}
