@@ -1,2 +1,20 @@
 //! The migration stub domain.
-fn main() {}
+#![no_std]
+#![no_main]
+
+use xen_front::boot::Domain;
+use xen_front::hypercall::version;
+
+xen_front::entry!(include_str!("../../../boot/start.S"), run);
+
+fn run(domain: Domain) -> ! {
+    let (major, minor) = version::version().unwrap_or_default();
+    log::info!("stub domain on Xen {major}.{minor}, {:?}", domain.start_info);
+    log::info!("heap: {:?} bytes used, free", xen_front::heap::usage());
+    loop {
+        if let Err(errno) = domain.events.wait(&[domain.store.port], None) {
+            panic!("poll: {errno}");
+        }
+        domain.events.take(domain.store.port);
+    }
+}

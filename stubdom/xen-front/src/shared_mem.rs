@@ -8,7 +8,7 @@
 #![allow(unsafe_code, reason = "only raw pointers may touch memory that another domain writes concurrently")]
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, Ordering, fence};
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering, fence};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A range of this domain's memory that another domain may read and write.
@@ -21,12 +21,17 @@ pub struct SharedMem {
     len: usize,
 }
 
+// SAFETY: it owns a plain range of memory (obligation 2 of `new`); nothing about it is tied to a thread.
+unsafe impl Send for SharedMem {}
+// SAFETY: what a shared reference allows is volatile reads and atomic steps.
+unsafe impl Sync for SharedMem {}
+
 impl SharedMem {
     /// Takes a range of `len` bytes from `base`.
     ///
     /// # Safety
     /// While the value lives:
-    /// 1. the range is mapped, readable and writable;
+    /// 1. the range is mapped, readable, and writable unless it is only read;
     /// 2. no Rust reference to any byte of it exists, and this domain touches it only through this value or through
     ///    others of this type.
     pub const unsafe fn new(base: NonNull<u8>, len: usize) -> Self {
@@ -92,6 +97,22 @@ impl SharedMem {
     /// before.
     pub fn fetch_and(&mut self, offset: usize, bits: u8) -> u8 {
         self.atomic(offset).fetch_and(bits, Ordering::SeqCst)
+    }
+
+    /// Clears `bits` of the word at `offset` in one atomic step, which is also a full barrier; returns the word before.
+    pub fn take_bits(&self, offset: usize, bits: u64) -> u64 {
+        let word = self.at::<u64>(offset);
+        // SAFETY: `at` has checked bounds and alignment; the range is mapped (obligation 1 of `new`) for longer than
+        // the borrow of self; the other side uses atomic operations on the word too.
+        unsafe { AtomicU64::from_ptr(word.as_ptr()) }.fetch_and(!bits, Ordering::SeqCst)
+    }
+
+    /// Replaces `current` at `offset` by `new` in one atomic step; tells whether `current` was there.
+    pub fn replace(&mut self, offset: usize, current: u16, new: u16) -> bool {
+        let word = self.at::<u16>(offset);
+        // SAFETY: as in `take_bits`.
+        let word = unsafe { AtomicU16::from_ptr(word.as_ptr()) };
+        word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
     fn atomic(&mut self, offset: usize) -> &AtomicU8 {

@@ -1,0 +1,95 @@
+//! System time: nanoseconds since Xen booted, from the shared time record and the TSC (`struct vcpu_time_info`).
+#![allow(unsafe_code, reason = "reads the time-stamp counter")]
+
+use core::mem::offset_of;
+
+use crate::abi::{SharedInfo, VcpuInfo, VcpuTimeInfo};
+use crate::shared_mem::SharedMem;
+
+const TIME: usize = offset_of!(SharedInfo, vcpu_info) + offset_of!(VcpuInfo, time);
+
+/// Reads system time. Copies are the same clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(&'static SharedMem);
+
+impl Clock {
+    pub(crate) const fn new(shared_info: &'static SharedMem) -> Self {
+        Self(shared_info)
+    }
+
+    /// Returns system time in nanoseconds: the time base of [`sched::poll`](crate::hypercall::sched::poll).
+    pub fn now_ns(&self) -> u64 {
+        loop {
+            let time = self.read();
+            // SAFETY: every x86-64 processor has the instruction, and Xen lets PV guests use it.
+            let tsc = unsafe { core::arch::x86_64::_rdtsc() };
+            if time.version & 1 == 0 && self.0.read::<u32>(TIME) == time.version {
+                return system_time(&time, tsc);
+            }
+        }
+    }
+
+    /// Returns the seconds and nanoseconds of Xen's boot since the Unix epoch.
+    pub fn wall_clock_base(&self) -> (u64, u32) {
+        loop {
+            let version = self.0.read::<u32>(offset_of!(SharedInfo, wc_version));
+            let low = self.0.read::<u32>(offset_of!(SharedInfo, wc_sec));
+            let nanos = self.0.read::<u32>(offset_of!(SharedInfo, wc_nsec));
+            let high = self.0.read::<u32>(offset_of!(SharedInfo, wc_sec_hi));
+            if version & 1 == 0 && self.0.read::<u32>(offset_of!(SharedInfo, wc_version)) == version {
+                return (u64::from(high) << 32 | u64::from(low), nanos);
+            }
+        }
+    }
+
+    fn read(&self) -> VcpuTimeInfo {
+        let [tsc_shift, ..] = self.0.read::<u8>(TIME + offset_of!(VcpuTimeInfo, tsc_shift)).to_ne_bytes();
+        VcpuTimeInfo {
+            version: self.0.read::<u32>(TIME + offset_of!(VcpuTimeInfo, version)),
+            tsc_timestamp: self.0.read::<u64>(TIME + offset_of!(VcpuTimeInfo, tsc_timestamp)),
+            system_time: self.0.read::<u64>(TIME + offset_of!(VcpuTimeInfo, system_time)),
+            tsc_to_system_mul: self.0.read::<u32>(TIME + offset_of!(VcpuTimeInfo, tsc_to_system_mul)),
+            tsc_shift: i8::from_ne_bytes([tsc_shift]),
+            ..VcpuTimeInfo::default()
+        }
+    }
+}
+
+/// The header's formula: `system_time + ((tsc - tsc_timestamp) << tsc_shift) * tsc_to_system_mul >> 32`.
+fn system_time(time: &VcpuTimeInfo, tsc: u64) -> u64 {
+    let ticks = tsc.saturating_sub(time.tsc_timestamp);
+    let shift = u32::from(time.tsc_shift.unsigned_abs());
+    let scaled = if time.tsc_shift < 0 {
+        ticks.checked_shr(shift).unwrap_or(0)
+    } else {
+        ticks.checked_shl(shift).unwrap_or(u64::MAX)
+    };
+    let elapsed = (u128::from(scaled) * u128::from(time.tsc_to_system_mul)) >> 32;
+    time.system_time.saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HALF: u32 = 1 << 31;
+
+    #[test]
+    fn ticks_are_scaled_by_shift_and_fraction() {
+        let time = VcpuTimeInfo {
+            tsc_timestamp: 1000,
+            system_time: 5,
+            tsc_to_system_mul: HALF,
+            tsc_shift: 2,
+            ..VcpuTimeInfo::default()
+        };
+        assert_eq!(system_time(&time, 1300), 5 + 300 * 4 / 2);
+        assert_eq!(system_time(&VcpuTimeInfo { tsc_shift: -1, ..time }, 1300), 5 + 300 / 2 / 2);
+    }
+
+    #[test]
+    fn a_counter_behind_its_timestamp_is_no_time_ago() {
+        let time = VcpuTimeInfo { tsc_timestamp: 1000, system_time: 5, ..VcpuTimeInfo::default() };
+        assert_eq!(system_time(&time, 10), 5);
+    }
+}

@@ -1,0 +1,95 @@
+//! Xen's error numbers (`xen/include/public/errno.h`), which are Linux's.
+
+use core::fmt;
+
+/// A positive errno, as a hypercall returns it negated.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct Errno(i32);
+
+impl Errno {
+    /// Not permitted: the domain lies outside the caller's rights.
+    pub const EPERM: Self = Self(1);
+    /// No such frame, node or domain.
+    pub const ENOENT: Self = Self(2);
+    /// No such domain.
+    pub const ESRCH: Self = Self(3);
+    /// Try again.
+    pub const EAGAIN: Self = Self(11);
+    /// No memory.
+    pub const ENOMEM: Self = Self(12);
+    /// Access denied: the interface version does not match (`do_domctl`).
+    pub const EACCES: Self = Self(13);
+    /// A bad address in an argument.
+    pub const EFAULT: Self = Self(14);
+    /// In use.
+    pub const EBUSY: Self = Self(16);
+    /// There already.
+    pub const EEXIST: Self = Self(17);
+    /// An argument is wrong, or a gfn is a hole.
+    pub const EINVAL: Self = Self(22);
+    /// No such hypercall.
+    pub const ENOSYS: Self = Self(38);
+
+    /// Takes a positive error number.
+    pub const fn new(raw: i32) -> Self {
+        Self(raw)
+    }
+
+    /// Gives the positive error number back.
+    pub const fn raw(self) -> i32 {
+        self.0
+    }
+
+    /// Splits what a hypercall left in `rax` into a value and an error.
+    pub(crate) fn check(rax: i64) -> Result<u64, Self> {
+        match u64::try_from(rax) {
+            Ok(value) => Ok(value),
+            Err(_) => Err(Self(i32::try_from(rax.unsigned_abs()).unwrap_or(i32::MAX))),
+        }
+    }
+
+    const fn name(self) -> Option<&'static str> {
+        Some(match self {
+            Self::EPERM => "EPERM",
+            Self::ENOENT => "ENOENT",
+            Self::ESRCH => "ESRCH",
+            Self::EAGAIN => "EAGAIN",
+            Self::ENOMEM => "ENOMEM",
+            Self::EACCES => "EACCES",
+            Self::EFAULT => "EFAULT",
+            Self::EBUSY => "EBUSY",
+            Self::EEXIST => "EEXIST",
+            Self::EINVAL => "EINVAL",
+            Self::ENOSYS => "ENOSYS",
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Debug for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => f.write_str(name),
+            None => write!(f, "errno {}", self.0),
+        }
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_negative_result_is_its_errno() {
+        assert_eq!(Errno::check(-22), Err(Errno::EINVAL));
+        assert_eq!(Errno::check(512), Ok(512));
+        assert_eq!(Errno::check(i64::MIN), Err(Errno::new(i32::MAX)));
+    }
+}
