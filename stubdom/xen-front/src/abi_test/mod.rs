@@ -13,6 +13,7 @@ use std::process::Command;
 use std::string::String;
 use std::vec::Vec;
 
+mod core;
 mod net;
 mod ring;
 mod vchan;
@@ -26,7 +27,7 @@ macro_rules! layout {
         $rows.push((std::format!("sizeof({})", $c), size_of::<$rust>() as u64));
         $($rows.push((
             std::format!("offsetof({}, {})", $c, $c_field),
-            core::mem::offset_of!($rust, $($field).+) as u64,
+            ::core::mem::offset_of!($rust, $($field).+) as u64,
         ));)*
     };
 }
@@ -47,6 +48,19 @@ const PROLOGUE: &str = r#"
 #include <sys/types.h>
 #define __XEN_TOOLS__ 1
 #include <xen/xen.h>
+#include <xen/arch-x86/xen.h>
+#include <xen/domctl.h>
+#include <xen/event_channel.h>
+#include <xen/grant_table.h>
+#include <xen/memory.h>
+#include <xen/sched.h>
+#include <xen/vcpu.h>
+#include <xen/version.h>
+#include <xen/hvm/hvm_op.h>
+#include <xen/hvm/dm_op.h>
+#include <xen/hvm/params.h>
+#include <xen/io/console.h>
+#include <xen/io/xs_wire.h>
 #include <xen/io/ring.h>
 #include <xen/io/netif.h>
 #include <xen/io/libxenvchan.h>
@@ -54,7 +68,7 @@ const PROLOGUE: &str = r#"
 
 #[test]
 fn rust_and_xens_own_headers_agree() {
-    let rows: Vec<Row> = [net::rows(), ring::rows(), vchan::rows()].concat();
+    let rows: Vec<Row> = [core::rows(), net::rows(), ring::rows(), vchan::rows()].concat();
     let values = values_in_c(&rows);
     assert_eq!(values.len(), rows.len(), "the C program printed too few values");
     let mut wrong = String::new();

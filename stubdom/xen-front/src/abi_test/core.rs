@@ -1,0 +1,158 @@
+//! `xen.h` and the headers of the hypercalls: all of `crate::abi`.
+
+use super::{Row, constants, layout};
+use crate::abi::*;
+use core::mem::offset_of;
+use std::vec::Vec;
+
+pub(super) fn rows() -> Vec<Row> {
+    let mut rows = Vec::new();
+    constants(&mut rows);
+    start(&mut rows);
+    hypercalls(&mut rows);
+    hvm(&mut rows);
+    rows
+}
+
+#[test]
+fn every_item_of_the_abi_is_compared() {
+    let (_, table) = include_str!("core.rs").split_once("\nfn constants").expect("the tables follow");
+    let missing: Vec<_> = include_str!("../abi.rs")
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub const ").or(line.strip_prefix("pub struct ")))
+        .filter_map(|rest| rest.split([':', ' ']).next())
+        .filter(|name| !table.contains(name))
+        .collect();
+    // Not in any public header: the limit is in Xen's scheduler (`do_poll`).
+    assert_eq!(missing, ["SCHEDOP_POLL_MAX_PORTS"]);
+}
+
+fn constants(rows: &mut Vec<Row>) {
+    constants!(
+        rows,
+        "__HYPERVISOR_set_trap_table" = __HYPERVISOR_set_trap_table,
+        "__HYPERVISOR_mmu_update" = __HYPERVISOR_mmu_update,
+        "__HYPERVISOR_memory_op" = __HYPERVISOR_memory_op,
+        "__HYPERVISOR_update_va_mapping" = __HYPERVISOR_update_va_mapping,
+        "__HYPERVISOR_xen_version" = __HYPERVISOR_xen_version,
+        "__HYPERVISOR_grant_table_op" = __HYPERVISOR_grant_table_op,
+        "__HYPERVISOR_vcpu_op" = __HYPERVISOR_vcpu_op,
+        "__HYPERVISOR_mmuext_op" = __HYPERVISOR_mmuext_op,
+        "__HYPERVISOR_sched_op" = __HYPERVISOR_sched_op,
+        "__HYPERVISOR_event_channel_op" = __HYPERVISOR_event_channel_op,
+        "__HYPERVISOR_hvm_op" = __HYPERVISOR_hvm_op,
+        "__HYPERVISOR_domctl" = __HYPERVISOR_domctl,
+        "__HYPERVISOR_dm_op" = __HYPERVISOR_dm_op,
+        "MMU_NORMAL_PT_UPDATE" = MMU_NORMAL_PT_UPDATE,
+        "MMU_PT_UPDATE_NO_TRANSLATE" = MMU_PT_UPDATE_NO_TRANSLATE,
+        "MMUEXT_TLB_FLUSH_LOCAL" = MMUEXT_TLB_FLUSH_LOCAL,
+        "UVMF_INVLPG" = UVMF_INVLPG,
+        "DOMID_FIRST_RESERVED" = DOMID_FIRST_RESERVED,
+        "DOMID_SELF" = DOMID_SELF,
+        "MAX_GUEST_CMDLINE" = MAX_GUEST_CMDLINE,
+        "XEN_LEGACY_MAX_VCPUS" = XEN_LEGACY_MAX_VCPUS,
+        "EVTCHN_2L_NR_CHANNELS" = EVTCHN_2L_NR_CHANNELS,
+        "FLAT_RING3_CS64" = FLAT_RING3_CS64,
+        "MACH2PHYS_VIRT_START" = MACH2PHYS_VIRT_START,
+        "XENMEM_decrease_reservation" = XENMEM_decrease_reservation,
+        "XENMEM_current_reservation" = XENMEM_current_reservation,
+        "XENMEM_maximum_reservation" = XENMEM_maximum_reservation,
+        "XENMEM_populate_physmap" = XENMEM_populate_physmap,
+        "XENMEM_add_to_physmap" = XENMEM_add_to_physmap,
+        "XENMEM_machphys_mapping" = XENMEM_machphys_mapping,
+        "XENMEM_maximum_gpfn" = XENMEM_maximum_gpfn,
+        "XENMEM_remove_from_physmap" = XENMEM_remove_from_physmap,
+        "XENMEM_acquire_resource" = XENMEM_acquire_resource,
+        "XENMEM_resource_ioreq_server" = XENMEM_resource_ioreq_server,
+        "XENMEM_resource_grant_table" = XENMEM_resource_grant_table,
+        "XENMEM_resource_grant_table_id_shared" = XENMEM_resource_grant_table_id_shared,
+        "XENMEM_resource_grant_table_id_status" = XENMEM_resource_grant_table_id_status,
+        "XENMAPSPACE_gmfn" = XENMAPSPACE_gmfn,
+        "EVTCHNOP_bind_interdomain" = EVTCHNOP_bind_interdomain,
+        "EVTCHNOP_close" = EVTCHNOP_close,
+        "EVTCHNOP_send" = EVTCHNOP_send,
+        "EVTCHNOP_alloc_unbound" = EVTCHNOP_alloc_unbound,
+        "GNTTABOP_setup_table" = GNTTABOP_setup_table,
+        "GNTTABOP_query_size" = GNTTABOP_query_size,
+        "GNTTAB_NR_RESERVED_ENTRIES" = GNTTAB_NR_RESERVED_ENTRIES,
+        "GTF_permit_access" = GTF_permit_access,
+        "GTF_readonly" = GTF_readonly,
+        "GTF_reading" = GTF_reading,
+        "GTF_writing" = GTF_writing,
+        "sizeof(grant_entry_v1_t)" = GRANT_ENTRY_V1_BYTES,
+        "SCHEDOP_yield" = SCHEDOP_yield,
+        "SCHEDOP_shutdown" = SCHEDOP_shutdown,
+        "SCHEDOP_poll" = SCHEDOP_poll,
+        "SHUTDOWN_poweroff" = SHUTDOWN_poweroff,
+        "SHUTDOWN_crash" = SHUTDOWN_crash,
+        "VCPUOP_stop_periodic_timer" = VCPUOP_stop_periodic_timer,
+        "XENVER_version" = XENVER_version,
+        "XENVER_extraversion" = XENVER_extraversion,
+        "HVMOP_set_param" = HVMOP_set_param,
+        "HVMOP_get_param" = HVMOP_get_param,
+        "HVMOP_get_mem_type" = HVMOP_get_mem_type,
+        "XEN_DMOP_modified_memory" = XEN_DMOP_modified_memory,
+        "XEN_DMOP_set_mem_type" = XEN_DMOP_set_mem_type,
+        "XEN_DOMCTL_getdomaininfo" = XEN_DOMCTL_getdomaininfo,
+        "sizeof(((struct xencons_interface *)0)->in)" = XENCONS_IN_BYTES,
+        "sizeof(((struct xencons_interface *)0)->out)" = XENCONS_OUT_BYTES,
+        "XENSTORE_RING_SIZE" = XENSTORE_RING_SIZE,
+        "GNTTAB_RESERVED_CONSOLE" = GNTTAB_RESERVED_CONSOLE,
+        "GNTTAB_RESERVED_XENSTORE" = GNTTAB_RESERVED_XENSTORE,
+    );
+}
+
+fn start(rows: &mut Vec<Row>) {
+    layout!(rows, "struct start_info" = StartInfo { "magic" = magic, "nr_pages" = nr_pages, "shared_info" = shared_info, "flags" = flags, "store_mfn" = store_mfn, "store_evtchn" = store_evtchn, "console.domU.mfn" = console_mfn, "console.domU.evtchn" = console_evtchn, "pt_base" = pt_base, "nr_pt_frames" = nr_pt_frames, "mfn_list" = mfn_list, "mod_start" = mod_start, "mod_len" = mod_len, "cmd_line" = cmd_line, "first_p2m_pfn" = first_p2m_pfn, "nr_p2m_frames" = nr_p2m_frames });
+    layout!(rows, "struct vcpu_time_info" = VcpuTimeInfo { "version" = version, "tsc_timestamp" = tsc_timestamp, "system_time" = system_time, "tsc_to_system_mul" = tsc_to_system_mul, "tsc_shift" = tsc_shift, "flags" = flags });
+    layout!(rows, "struct vcpu_info" = VcpuInfo { "evtchn_upcall_pending" = evtchn_upcall_pending, "evtchn_upcall_mask" = evtchn_upcall_mask, "evtchn_pending_sel" = evtchn_pending_sel, "arch.cr2" = cr2, "arch.pad" = pad, "time" = time });
+    layout!(rows, "struct shared_info" = SharedInfo { "vcpu_info" = vcpu_info, "evtchn_pending" = evtchn_pending, "evtchn_mask" = evtchn_mask, "wc_version" = wc_version, "wc_sec" = wc_sec, "wc_nsec" = wc_nsec, "wc_sec_hi" = wc_sec_hi, "arch.max_pfn" = max_pfn, "arch.pfn_to_mfn_frame_list_list" = pfn_to_mfn_frame_list_list, "arch.nmi_reason" = nmi_reason, "arch.p2m_cr3" = p2m_cr3, "arch.p2m_vaddr" = p2m_vaddr, "arch.p2m_generation" = p2m_generation });
+    layout!(rows, "struct trap_info" = TrapInfo { "vector" = vector, "flags" = flags, "cs" = cs, "address" = address });
+}
+
+fn hypercalls(rows: &mut Vec<Row>) {
+    layout!(rows, "struct mmu_update" = MmuUpdate { "ptr" = ptr, "val" = val });
+    layout!(rows, "struct mmuext_op" = MmuextOp { "cmd" = cmd, "arg1.mfn" = arg1, "arg2.src_mfn" = arg2 });
+    layout!(rows, "struct xen_memory_reservation" = MemoryReservation { "extent_start" = extent_start, "nr_extents" = nr_extents, "extent_order" = extent_order, "mem_flags" = mem_flags, "domid" = domid });
+    layout!(rows, "struct xen_add_to_physmap" = AddToPhysmap { "domid" = domid, "size" = size, "space" = space, "idx" = idx, "gpfn" = gpfn });
+    layout!(rows, "struct xen_remove_from_physmap" = RemoveFromPhysmap { "domid" = domid, "gpfn" = gpfn });
+    layout!(rows, "struct xen_mem_acquire_resource" = MemAcquireResource { "domid" = domid, "type" = type_, "id" = id, "nr_frames" = nr_frames, "frame" = frame, "frame_list" = frame_list });
+    layout!(rows, "struct xen_machphys_mapping" = MachphysMapping { "v_start" = v_start, "v_end" = v_end, "max_mfn" = max_mfn });
+    layout!(rows, "struct evtchn_alloc_unbound" = EvtchnAllocUnbound { "dom" = dom, "remote_dom" = remote_dom, "port" = port });
+    layout!(rows, "struct evtchn_bind_interdomain" = EvtchnBindInterdomain { "remote_dom" = remote_dom, "remote_port" = remote_port, "local_port" = local_port });
+    layout!(rows, "struct gnttab_setup_table" = GnttabSetupTable { "dom" = dom, "nr_frames" = nr_frames, "status" = status, "frame_list" = frame_list });
+    layout!(rows, "struct gnttab_query_size" = GnttabQuerySize { "dom" = dom, "nr_frames" = nr_frames, "max_nr_frames" = max_nr_frames, "status" = status });
+    layout!(rows, "struct sched_poll" = SchedPoll { "ports" = ports, "nr_ports" = nr_ports, "timeout" = timeout });
+}
+
+fn hvm(rows: &mut Vec<Row>) {
+    layout!(rows, "struct xen_hvm_param" = HvmParam { "domid" = domid, "pad" = pad, "index" = index, "value" = value });
+    layout!(rows, "struct xen_hvm_get_mem_type" = HvmGetMemType { "domid" = domid, "mem_type" = mem_type, "pfn" = pfn });
+    layout!(rows, "struct xen_dm_op_buf" = DmOpBuf { "h" = h, "size" = size });
+    layout!(rows, "struct xen_dm_op_modified_memory_extent" = DmOpModifiedMemoryExtent { "nr" = nr, "first_pfn" = first_pfn });
+    // The operations of a union, each in a structure of its own here: their fields, not the union's size.
+    constants!(
+        rows,
+        "sizeof(((struct xen_domctl *)0)->u)" = size_of::<DomctlGetdomaininfo>(),
+        "offsetof(struct xen_dm_op, op)" = offset_of!(DmOpModifiedMemory, op),
+        "offsetof(struct xen_dm_op, u.modified_memory.nr_extents)" =
+            offset_of!(DmOpModifiedMemory, nr_extents),
+        "offsetof(struct xen_dm_op, u.modified_memory.opaque)" = offset_of!(DmOpModifiedMemory, opaque),
+        "offsetof(struct xen_dm_op, op)" = offset_of!(DmOpSetMemType, op),
+        "offsetof(struct xen_dm_op, u.set_mem_type.nr)" = offset_of!(DmOpSetMemType, nr),
+        "offsetof(struct xen_dm_op, u.set_mem_type.mem_type)" = offset_of!(DmOpSetMemType, mem_type),
+        "offsetof(struct xen_dm_op, u.set_mem_type.first_pfn)" = offset_of!(DmOpSetMemType, first_pfn),
+    );
+    layout!(rows, "struct xen_domctl" = Domctl {
+        "cmd" = cmd, "interface_version" = interface_version, "domain" = domain, "u" = getdomaininfo,
+        "u.getdomaininfo.domain" = getdomaininfo.domain,
+        "u.getdomaininfo.flags" = getdomaininfo.flags,
+        "u.getdomaininfo.tot_pages" = getdomaininfo.tot_pages,
+        "u.getdomaininfo.max_pages" = getdomaininfo.max_pages,
+        "u.getdomaininfo.outstanding_pages" = getdomaininfo.outstanding_pages,
+        "u.getdomaininfo.shr_pages" = getdomaininfo.shr_pages,
+        "u.getdomaininfo.paged_pages" = getdomaininfo.paged_pages,
+        "u.getdomaininfo.shared_info_frame" = getdomaininfo.shared_info_frame,
+        "u.getdomaininfo.cpu_time" = getdomaininfo.cpu_time,
+    });
+}
