@@ -31,6 +31,13 @@ pub(super) struct Fragment {
     len: u16,
 }
 
+impl Fragment {
+    /// Which buffer holds it.
+    pub(super) const fn slot(&self) -> u16 {
+        self.slot
+    }
+}
+
 /// What the slots so far have become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {

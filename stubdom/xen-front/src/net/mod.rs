@@ -1,10 +1,16 @@
 //! The network front end (`xen/include/public/io/netif.h`).
 
 pub mod abi;
+mod buffers;
 mod error;
 mod frame;
+mod lease;
+mod rx;
+mod tx;
 
 pub use error::NetError;
+pub use rx::{Frame, RxCounters};
+pub use tx::{TxCounters, TxQueue};
 
 /// Slots, and so buffers, of the receive ring.
 pub const NR_RX_SLOTS: usize = 256;
