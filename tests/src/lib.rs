@@ -2,6 +2,7 @@
 //!
 //! [`machine::Machine::boot`] gives a dom0; [`dom0::Dom0`] runs scripts there. Files leave dom0 through `/host`.
 
+pub mod demo;
 pub mod dom0;
 pub mod error;
 pub mod image;
@@ -10,5 +11,6 @@ pub mod packages;
 pub mod place;
 pub mod stories;
 pub mod story;
+pub mod survey;
 pub mod tool;
 pub mod wire;

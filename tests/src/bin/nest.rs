@@ -1,6 +1,7 @@
 //! Boots the nest: a shell in dom0 for a person, or one script.
 
 use clap::{Args, Parser, Subcommand};
+use e2e::demo;
 use e2e::error::{Doing, Error, Result};
 use e2e::machine::{self, Machine, Options};
 use e2e::place::Place;
@@ -42,6 +43,8 @@ enum Action {
         /// The stories to tell.
         names: Vec<String>,
     },
+    /// Shows the same guests fresh, restored by stock xl and restored through the stub.
+    Demo,
 }
 
 #[derive(Args)]
@@ -94,6 +97,7 @@ fn act(arguments: Arguments) -> Result<ExitCode> {
             stories::ALL.iter().for_each(|story| println!("{:24} {}", story.name, story.proves));
             Ok(ExitCode::SUCCESS)
         }
+        Some(Action::Demo) => demo::run(&place).map(|()| ExitCode::SUCCESS),
         Some(Action::Story { names, .. }) => tell(&place, &names),
     }
 }

@@ -1,0 +1,140 @@
+//! The demonstration: the same guest fresh, restored by stock xl, and restored through the stub, side by side.
+//!
+//! **Takes** the example guests of 256 MiB. **Gives** a table, a drawing of each guest's memory and
+//! `target/nest/report.json`. **Never** shows a figure that was not measured in this run: what failed ends it.
+
+mod drawing;
+mod report;
+mod table;
+
+use crate::error::{Doing, Error, Result};
+use crate::machine::{Machine, Options};
+use crate::place::Place;
+use crate::story::{Stage, Telling, Verdict, ensure};
+use crate::survey::Survey;
+use serde_json::Value;
+use std::fmt::Display;
+use std::fs;
+use std::time::Instant;
+
+/// The guests, by the name of their configuration.
+const GUESTS: &[&str] = &["pvh-256", "hvm-256"];
+
+/// Their memory in MiB.
+const GUEST_MIB: u64 = 256;
+
+/// What makes libxl use the stub for one command.
+const THROUGH_STUB: &str = "LIBXL_SAVE_HELPER=/usr/sbin/stubctl ";
+
+/// What was seen of one guest.
+#[derive(Debug)]
+struct Seen {
+    guest: &'static str,
+    fresh: Survey,
+    /// Seconds of stock `xl save`.
+    save_s: f64,
+    stock: Restored,
+    stub: Restored,
+    /// What the stub reported of its own: superpages, hypercalls.
+    stub_report: Value,
+    /// The witness's checksum before the save.
+    checksum: String,
+}
+
+/// A restored guest.
+#[derive(Debug)]
+struct Restored {
+    /// Seconds of `xl restore`.
+    seconds: f64,
+    survey: Survey,
+    /// The witness's checksum afterwards.
+    checksum: String,
+}
+
+/// Shows everything and writes the report.
+///
+/// # Errors
+/// A step failed; a wrong byte in a guest is such a failure.
+pub fn run(place: &Place) -> Result<()> {
+    let began = Instant::now();
+    let machine = Machine::boot(place, &Options::default())?;
+    let stage = Stage { machine: &machine, place };
+    let mut all = Vec::new();
+    for guest in GUESTS {
+        let clock = Clock { guest, began };
+        match show(&stage, guest, &clock) {
+            Ok(seen) => all.push(seen),
+            Err(stop) => return Err(Error::new(format!("showing {guest}"), Verdict::from(Err(stop)))),
+        }
+    }
+    for seen in &all {
+        let path = place.nest().join(format!("{}.svg", seen.guest));
+        let parts = [("fresh", &seen.fresh), ("stock", &seen.stock.survey), ("stub", &seen.stub.survey)];
+        let drawing = drawing::draw(seen.guest, &parts);
+        fs::write(&path, drawing).doing(format!("writing {}", path.display()))?;
+    }
+    let report = report::json(place, &all)?;
+    let path = place.nest().join("report.json");
+    fs::write(&path, format!("{report:#}\n")).doing(format!("writing {}", path.display()))?;
+    println!("\n{}", table::draw(&all));
+    println!("target/nest/report.json has the figures, target/nest/GUEST.svg the maps");
+    Ok(())
+}
+
+/// Tells how far the demonstration is.
+struct Clock {
+    guest: &'static str,
+    began: Instant,
+}
+
+impl Clock {
+    fn say(&self, what: impl Display) {
+        println!("[{:4.0} s] {}: {what}", self.began.elapsed().as_secs_f32(), self.guest);
+    }
+}
+
+/// One guest from its start to its end.
+fn show(stage: &Stage, guest: &'static str, clock: &Clock) -> Telling<Seen> {
+    clock.say("starting it (an HVM guest takes half a minute here)");
+    stage.create(guest)?;
+    let fresh = survey(stage, guest)?;
+    stage.ask(guest, "freeze")?;
+    let checksum = stage.ask(guest, "verify")?.value("sum")?.to_owned();
+    clock.say(format!("fresh, checksum {checksum}; stock xl save"));
+    let save_s = timed(stage, &format!("xl save {guest} /var/lib/xen/save/{guest}"))?;
+    clock.say("stock xl restore");
+    let stock = restore(stage, guest, "")?;
+    stage.sh(&format!("xl destroy {guest}"))?;
+    clock.say("restore of the same file through the stub");
+    let stub = restore(stage, guest, THROUGH_STUB)?;
+    let stub_report = stub_report(stage, guest)?;
+    stage.ask(guest, "thaw")?;
+    stage.ask(guest, "ticking")?;
+    clock.say("goes on; shutting it down");
+    stage.sh(&format!("xl shutdown -w {guest} && rm /var/lib/xen/save/{guest}"))?;
+    Ok(Seen { guest, fresh, save_s, stock, stub, stub_report, checksum })
+}
+
+fn restore(stage: &Stage, guest: &str, environment: &str) -> Telling<Restored> {
+    let seconds = timed(stage, &format!("{environment}xl restore /var/lib/xen/save/{guest}"))?;
+    let checksum = stage.ask(guest, "verify")?.value("sum")?.to_owned();
+    Ok(Restored { seconds, survey: survey(stage, guest)?, checksum })
+}
+
+fn survey(stage: &Stage, guest: &str) -> Telling<Survey> {
+    Ok(Survey::parse(&stage.sh(&format!("stubctl map --json {guest} 2>/dev/null"))?)?)
+}
+
+fn stub_report(stage: &Stage, guest: &str) -> Telling<Value> {
+    let text = stage.sh(&format!("cat /var/lib/xen-stubdom/{guest}.json"))?;
+    let report: Value = serde_json::from_str(&text).doing("reading stubctl's report")?;
+    ensure(report["restored"] == true, || format!("stubctl's report does not tell of a restore: {report}"))?;
+    Ok(report["stub"].clone())
+}
+
+/// Runs a script that must succeed; gives the seconds it took.
+fn timed(stage: &Stage, script: &str) -> Telling<f64> {
+    let began = Instant::now();
+    stage.sh(script)?;
+    Ok(began.elapsed().as_secs_f64())
+}
