@@ -1,5 +1,23 @@
 //! What the migration stub domain decides: stream, session, plan, engine, and a fake Xen to test them on.
+//!
+//! The rooms of the data path, in the order in which data travel; none knows a room below it:
+//!
+//! | room | takes | gives |
+//! |---|---|---|
+//! | [`stream`] | bytes, cut anywhere | items |
+//! | [`session`] | items | steps, in an order that is sound |
+//! | [`plan`] | lists of gfns | extents to populate and to give back |
+//! | [`engine`] | steps | a populated, filled target |
+//! | [`xen`] | hypercall-shaped lists | counts and errors |
+//!
+//! `restore` puts them together.
 #![no_std]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
+#[cfg(any(test, feature = "fake"))]
+pub mod sample;
+pub mod session;
+pub mod stream;
 pub mod xen;

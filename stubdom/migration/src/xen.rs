@@ -6,6 +6,8 @@
 //! All methods act on the one target that the implementor is paired with. Sources: `xen/include/public/memory.h`,
 //! `xen.h` (`mmu_update`), `hvm/hvm_op.h`, `grant_table.h`.
 
+pub use crate::session::Missing;
+pub use crate::stream::{BlobKind, Piece, TscInfo};
 use core::fmt;
 use xen_front::types::{Domid, Gfn, Gref, Mfn, Order};
 
@@ -145,52 +147,6 @@ pub trait Xen {
     /// # Errors
     /// What Xen returned.
     fn current_reservation(&mut self) -> Result<u64, Errno>;
-}
-
-/// A piece of state that only dom0 may apply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BlobKind {
-    /// `xen_cpuid_leaf_t[]`, record X86_CPUID_POLICY.
-    CpuidPolicy,
-    /// `xen_msr_entry_t[]`, record X86_MSR_POLICY.
-    MsrPolicy,
-    /// The body of record HVM_CONTEXT.
-    HvmContext,
-}
-
-/// Bytes of a blob, as they came: pieces of one blob come in order and without gaps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece<'a> {
-    /// Which blob.
-    pub kind: BlobKind,
-    /// Length of the whole blob in bytes.
-    pub total: u32,
-    /// Where this piece starts, in bytes. 0 starts the blob anew: a later one of the same kind replaces it.
-    pub offset: u32,
-    /// The piece; of any length, not empty.
-    pub bytes: &'a [u8],
-}
-
-/// The body of record X86_TSC_INFO, arguments of `XEN_DOMCTL_settscinfo`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TscInfo {
-    /// `tsc_mode`.
-    pub mode: u32,
-    /// Guest TSC frequency in kHz.
-    pub khz: u32,
-    /// Elapsed time in nanoseconds.
-    pub nsec: u64,
-    /// Incarnation.
-    pub incarnation: u32,
-}
-
-/// Which policies the stream did not bring (`XGR_SDD_MISSING_*`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Missing {
-    /// No X86_CPUID_POLICY.
-    pub cpuid: bool,
-    /// No X86_MSR_POLICY.
-    pub msr: bool,
 }
 
 /// What only dom0 may do to the target. Each call returns when dom0 has answered.
