@@ -10,12 +10,17 @@
 //! | [`engine`] | steps | a populated, filled target |
 //! | [`xen`] | hypercall-shaped lists | counts and errors |
 //!
-//! `restore` puts them together.
+//! [`restore`] puts them together.
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+pub mod engine;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
+pub mod plan;
+pub mod restore;
 #[cfg(any(test, feature = "fake"))]
 pub mod sample;
 pub mod session;

@@ -1,0 +1,390 @@
+//! ENGINE: carries plans out over [`Xen`] and moves the bytes.
+//!
+//! **Takes** steps and the far side. **Gives** a populated, filled target and a tally. **Never** decides what is
+//! populated where, parses anything, or holds page contents.
+//!
+//! A short count is an outcome: what Xen has no contiguous memory for comes again one order lower, what it has no
+//! memory for at all is asked for once more, then the speculation of other regions is given back, then it is an error.
+//! A frame that cannot be mapped is tried twice. Everything else that fails ends the migration.
+
+mod error;
+
+use crate::plan::{Census, Outcome, Plan, Population};
+use crate::session::Use;
+use crate::stream::{BATCH_PAGES, MAX_PARAMS, Param, Run, Unbacked};
+use crate::xen::{Access, Broker, Errno, WINDOW_FRAMES, Xen};
+use alloc::vec::Vec;
+use xen_front::types::{Domid, Gfn, Gref, Order, PAGE_SHIFT, PAGE_SIZE, Port};
+
+pub use error::Error;
+
+const _: () = assert!(BATCH_PAGES <= WINDOW_FRAMES, "a batch is mapped at once");
+
+/// Most mismatches after VERIFY that are kept by gfn; all are counted.
+pub const MAX_MISMATCHES: usize = 8;
+
+/// `HVM_PARAM_*` numbers (`xen/include/public/hvm/params.h`).
+mod hvm_param {
+    pub(super) const STORE_PFN: u32 = 1;
+    pub(super) const STORE_EVTCHN: u32 = 2;
+    pub(super) const PAE_ENABLED: u32 = 4;
+    pub(super) const IOREQ_PFN: u32 = 5;
+    pub(super) const BUFIOREQ_PFN: u32 = 6;
+    pub(super) const CONSOLE_PFN: u32 = 17;
+    pub(super) const CONSOLE_EVTCHN: u32 = 18;
+}
+
+/// Pages that the far ends expect empty, as parameters that name them (libxc clears the same).
+const CLEARED: [u32; 4] =
+    [hvm_param::CONSOLE_PFN, hvm_param::STORE_PFN, hvm_param::IOREQ_PFN, hvm_param::BUFIOREQ_PFN];
+
+/// `GNTTAB_RESERVED_CONSOLE`.
+const GREF_CONSOLE: Gref = Gref::new(0);
+/// `GNTTAB_RESERVED_XENSTORE`.
+const GREF_STORE: Gref = Gref::new(1);
+
+/// A service that another domain gives the target over a ring page and an event channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// The target's own port of the channel.
+    pub port: Port,
+    /// The domain that serves.
+    pub domid: Domid,
+}
+
+/// What the stream does not say about the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The most pages that the target may own (`max_pages`), in 4 KiB pages.
+    pub max_pages: u64,
+    /// Its xenstore.
+    pub store: Service,
+    /// Its console.
+    pub console: Service,
+}
+
+/// What the engine has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Pages filled or compared, repeats counted.
+    pub nr_pages: u64,
+    /// Pages given back: holes and what the stream never named.
+    pub nr_given_back: u64,
+    /// Pages after VERIFY whose contents differ.
+    pub nr_mismatches: u64,
+    /// The first of them.
+    pub mismatches: [Option<Gfn>; MAX_MISMATCHES],
+    /// How often memory has been gone through: goes up when a page list starts below the one before.
+    pub pass: u32,
+}
+
+/// What the target is after END.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The gfn of the xenstore ring, if the stream named it.
+    pub store: Option<Gfn>,
+    /// The gfn of the console ring, if the stream named it.
+    pub console: Option<Gfn>,
+    /// The extents that it has.
+    pub census: Census,
+    /// How many pages it should own.
+    pub nr_expected: u64,
+    /// How many pages it owns, by Xen's own count.
+    pub nr_owned: u64,
+}
+
+/// The restore of one target, as far as it is carried out.
+#[derive(Debug)]
+pub struct Engine {
+    config: Config,
+    population: Population,
+    plan: Plan,
+    batch: Vec<Gfn>,           // what the window holds
+    errors: Vec<i32>,          // per-frame errors of the last map
+    cursor: usize,             // bytes of the batch's contents that have come
+    mismatched: Option<usize>, // the last slot of the batch that was found to differ
+    params: [Option<u64>; MAX_PARAMS as usize],
+    tally: Tally,
+    last_first: Gfn, // where the last page list started
+}
+
+impl Engine {
+    /// Makes the engine of an empty target; allocates all that it will ever need.
+    ///
+    /// # Errors
+    /// No memory for the bookkeeping, or Xen does not say what the target owns.
+    pub fn new<X: Xen>(config: Config, xen: &mut X) -> Result<Self, Error> {
+        let nr_owned = xen.current_reservation().map_err(Error::Reservation)?;
+        Ok(Self {
+            config,
+            population: Population::new(config.max_pages, nr_owned)?,
+            plan: Plan::new(),
+            batch: Vec::with_capacity(WINDOW_FRAMES),
+            errors: alloc::vec![0; WINDOW_FRAMES],
+            cursor: 0,
+            mismatched: None,
+            params: [None; MAX_PARAMS as usize],
+            tally: Tally::default(),
+            last_first: Gfn::new(u64::MAX),
+        })
+    }
+
+    /// Returns what has been done so far.
+    pub fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// Acts on pages that come without contents.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn run<X: Xen>(&mut self, run: Run, xen: &mut X) -> Result<(), Error> {
+        match run.kind {
+            Unbacked::Hole | Unbacked::Broken => self.give_back_holes(run.first, run.nr_frames, xen),
+            Unbacked::Alloc => self.populate_run(run.first, run.nr_frames, xen),
+        }
+    }
+
+    /// Populates and maps the pages of a batch, so that their contents can come.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn pages<X: Xen>(&mut self, purpose: Use, pages: &[Gfn], xen: &mut X) -> Result<(), Error> {
+        if pages.first().is_some_and(|first| *first <= self.last_first) {
+            self.tally.pass += 1;
+        }
+        self.last_first = pages.first().copied().unwrap_or(self.last_first);
+        self.populate(pages, xen)?;
+        self.batch.clear();
+        self.batch.extend_from_slice(pages);
+        self.cursor = 0;
+        self.mismatched = None;
+        self.tally.nr_pages += pages.len() as u64;
+        self.map(if purpose == Use::Fill { Access::Write } else { Access::Read }, xen)
+    }
+
+    /// Takes the next bytes of the batch's contents.
+    pub fn contents<X: Xen>(&mut self, purpose: Use, bytes: &[u8], xen: &mut X) {
+        let (slot, offset) = (self.cursor >> PAGE_SHIFT, self.cursor % PAGE_SIZE);
+        match purpose {
+            Use::Fill => xen.fill(slot, offset, bytes),
+            Use::Compare => self.compare(slot, offset, bytes, xen),
+        }
+        self.cursor += bytes.len();
+    }
+
+    /// Keeps a parameter for the end; a later one of the same index replaces it.
+    pub fn param(&mut self, param: Param) {
+        self.params[param.index as usize] = Some(param.value);
+    }
+
+    /// Completes the target: parameters, special pages, grants, give-back, then dom0's part.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn finish<X: Xen, B: Broker>(&mut self, xen: &mut X, broker: &mut B) -> Result<Target, Error> {
+        self.set_params(xen)?;
+        self.clear_special_pages(xen)?;
+        self.seed_grants(xen)?;
+        self.give_back_unnamed(xen)?;
+        xen.unmap();
+        broker.set_hvm_context().map_err(Error::Context)?;
+        Ok(Target {
+            store: self.special(hvm_param::STORE_PFN),
+            console: self.special(hvm_param::CONSOLE_PFN),
+            census: self.population.census(),
+            nr_expected: self.population.nr_owned(),
+            nr_owned: xen.current_reservation().map_err(Error::Reservation)?,
+        })
+    }
+
+    fn populate_run<X: Xen>(&mut self, first: Gfn, nr_frames: u64, xen: &mut X) -> Result<(), Error> {
+        let end = first.checked_add(nr_frames).unwrap_or(Gfn::new(u64::MAX));
+        let mut batch = core::mem::take(&mut self.batch);
+        let mut outcome = Ok(());
+        let mut raw = first.raw();
+        while raw < end.raw() && outcome.is_ok() {
+            batch.clear();
+            batch.extend((raw..end.raw()).take(BATCH_PAGES).map(Gfn::new));
+            raw += batch.len() as u64;
+            outcome = self.populate(&batch, xen);
+        }
+        self.batch = batch;
+        outcome
+    }
+
+    fn populate<X: Xen>(&mut self, pages: &[Gfn], xen: &mut X) -> Result<(), Error> {
+        loop {
+            self.population.name(pages)?;
+            self.population.plan_pages(pages, &mut self.plan)?;
+            if self.plan.is_empty() {
+                return Ok(());
+            }
+            self.execute(xen)?;
+        }
+    }
+
+    fn give_back_holes<X: Xen>(&mut self, first: Gfn, nr_frames: u64, xen: &mut X) -> Result<(), Error> {
+        let end = first.checked_add(nr_frames).unwrap_or(Gfn::new(u64::MAX));
+        let mut next = Some(first);
+        while let Some(from) = next {
+            next = self.population.plan_holes(from, end.raw() - from.raw(), &mut self.plan);
+            self.execute(xen)?;
+        }
+        self.population.note_holes(first, nr_frames);
+        Ok(())
+    }
+
+    fn give_back_unnamed<X: Xen>(&mut self, xen: &mut X) -> Result<(), Error> {
+        let mut next = Some(Gfn::new(0));
+        while let Some(from) = next {
+            next = self.population.plan_unnamed(from, &mut self.plan);
+            self.execute(xen)?;
+        }
+        Ok(())
+    }
+
+    /// Asks Xen for what the plan says and records the answer.
+    fn execute<X: Xen>(&mut self, xen: &mut X) -> Result<(), Error> {
+        self.give_back(xen)?;
+        let mut done = [0; 3];
+        for ((order, gfns), nr_done) in self.plan.populate().into_iter().zip(&mut done) {
+            *nr_done = populate_extents(order, gfns, xen);
+        }
+        let [nr_populated_1g, nr_populated_2m, nr_populated_4k] = done;
+        let outcome = Outcome { nr_populated_1g, nr_populated_2m, nr_populated_4k };
+        self.population.commit(&self.plan, &outcome);
+        match self.plan.populate_4k.get(nr_populated_4k) {
+            Some(&gfn) => self.relieve(gfn, self.plan.populate_4k.len() - nr_populated_4k, xen),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes room on a host without memory for single pages, by giving back speculation.
+    fn relieve<X: Xen>(&mut self, gfn: Gfn, nr_missing: usize, xen: &mut X) -> Result<(), Error> {
+        self.population.plan_relief(nr_missing, &mut self.plan);
+        if self.plan.is_empty() {
+            return Err(Error::NoMemory { gfn, nr_missing });
+        }
+        self.give_back(xen)?;
+        self.population.commit(&self.plan, &Outcome::default());
+        Ok(())
+    }
+
+    fn give_back<X: Xen>(&mut self, xen: &mut X) -> Result<(), Error> {
+        if self.plan.gives_back() {
+            xen.unmap(); // a mapped frame would stay allocated
+        }
+        for (order, gfns) in self.plan.give_back() {
+            let nr_done = twice(gfns, |rest| xen.decrease_reservation(order, rest));
+            self.tally.nr_given_back += nr_done as u64 * order.nr_frames();
+            if let Some(&gfn) = gfns.get(nr_done) {
+                return Err(Error::GiveBack { gfn, order });
+            }
+        }
+        Ok(())
+    }
+
+    fn map<X: Xen>(&mut self, access: Access, xen: &mut X) -> Result<(), Error> {
+        let errors = &mut self.errors[..self.batch.len()];
+        xen.map(access, &self.batch, errors);
+        if errors.iter().any(|error| *error != 0) {
+            xen.map(access, &self.batch, errors);
+        }
+        match errors.iter().zip(&self.batch).find(|(error, _)| **error != 0) {
+            Some((error, &gfn)) => Err(Error::Map { gfn, errno: Errno::new(*error) }),
+            None => Ok(()),
+        }
+    }
+
+    /// Compares page by page, so that each page that differs is counted once.
+    fn compare<X: Xen>(&mut self, slot: usize, offset: usize, bytes: &[u8], xen: &mut X) {
+        let (head, tail) = bytes.split_at(bytes.len().min(PAGE_SIZE - offset));
+        let starts = core::iter::once((slot, offset, head));
+        let rest = tail.chunks(PAGE_SIZE).zip(slot + 1..).map(|(page, slot)| (slot, 0, page));
+        for (slot, offset, part) in starts.chain(rest) {
+            if self.mismatched != Some(slot) && !xen.matches(slot, offset, part) {
+                self.note_mismatch(slot);
+            }
+        }
+    }
+
+    fn note_mismatch(&mut self, slot: usize) {
+        self.mismatched = Some(slot);
+        let nr_kept = usize::try_from(self.tally.nr_mismatches).unwrap_or(usize::MAX);
+        self.tally.nr_mismatches += 1;
+        if let Some(kept) = self.tally.mismatches.get_mut(nr_kept) {
+            *kept = Some(self.batch[slot]);
+        }
+    }
+
+    fn set_params<X: Xen>(&mut self, xen: &mut X) -> Result<(), Error> {
+        // Xen has refused to change PAE_ENABLED since long; old senders still write it.
+        self.params[hvm_param::PAE_ENABLED as usize] = None;
+        let channels = [
+            (hvm_param::STORE_EVTCHN, self.config.store.port),
+            (hvm_param::CONSOLE_EVTCHN, self.config.console.port),
+        ];
+        let from_stream = (0..).zip(self.params).filter_map(|(index, value)| Some((index, value?)));
+        let from_config = channels.map(|(index, port)| (index, u64::from(port.raw())));
+        for (index, value) in from_stream.chain(from_config) {
+            xen.set_param(index, value).map_err(|errno| Error::Param { index, errno })?;
+        }
+        Ok(())
+    }
+
+    fn clear_special_pages<X: Xen>(&mut self, xen: &mut X) -> Result<(), Error> {
+        self.batch.clear();
+        let special = CLEARED.map(|index| self.owned_special(index));
+        self.batch.extend(special.into_iter().flatten());
+        self.map(Access::Write, xen)?;
+        (0..self.batch.len()).for_each(|slot| xen.zero(slot));
+        Ok(())
+    }
+
+    fn seed_grants<X: Xen>(&mut self, xen: &mut X) -> Result<(), Error> {
+        let grants = [
+            (GREF_CONSOLE, hvm_param::CONSOLE_PFN, self.config.console),
+            (GREF_STORE, hvm_param::STORE_PFN, self.config.store),
+        ];
+        for (gref, index, service) in grants {
+            if let Some(gfn) = self.owned_special(index) {
+                xen.seed_grant(gref, service.domid, gfn).map_err(|errno| Error::Grant { gref, errno })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the page that a parameter of the stream names; 0 stands for none.
+    fn special(&self, index: u32) -> Option<Gfn> {
+        self.params[index as usize].filter(|value| *value != 0).map(Gfn::new)
+    }
+
+    /// The same, if the stream has also named the page as memory of the guest; else there is nothing to clear or grant
+    /// (libxc's receiver passes over it as well).
+    fn owned_special(&self, index: u32) -> Option<Gfn> {
+        self.special(index).filter(|gfn| self.population.is_named(*gfn))
+    }
+}
+
+/// Populates a prefix of `extents`; single pages are asked for twice, larger ones have a lower order to fall back to.
+fn populate_extents<X: Xen>(order: Order, extents: &[Gfn], xen: &mut X) -> usize {
+    if order == Order::PAGE_4K {
+        twice(extents, |rest| xen.populate_physmap(order, rest))
+    } else if extents.is_empty() {
+        0
+    } else {
+        xen.populate_physmap(order, extents)
+    }
+}
+
+/// Calls for all of `list` and, after a short count, once more for what is left; returns how many were done.
+fn twice(list: &[Gfn], mut call: impl FnMut(&[Gfn]) -> usize) -> usize {
+    let mut nr_done = 0;
+    for _ in 0..2 {
+        if nr_done < list.len() {
+            nr_done += call(&list[nr_done..]);
+        }
+    }
+    nr_done
+}

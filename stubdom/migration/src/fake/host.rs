@@ -1,0 +1,117 @@
+//! The host's memory: a buddy allocator, like Xen's, that can be made to fragment.
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+use xen_front::types::{Mfn, Order, PAGE_SIZE};
+
+const NR_ORDERS: usize = Order::PAGE_1G.raw() as usize + 1;
+
+/// Contents of a frame.
+pub type Page = [u8; PAGE_SIZE];
+
+/// A frame that is not free.
+#[derive(Clone, Debug, Default)]
+struct Frame {
+    nr_refs: u32,
+    contents: Option<Box<Page>>, // None is all zero bytes
+}
+
+/// Free lists by order, and the frames that are in use.
+#[derive(Clone, Debug)]
+pub(super) struct Host {
+    free: [BTreeSet<u64>; NR_ORDERS],
+    used: BTreeMap<u64, Frame>,
+    pinned: Vec<u64>,
+}
+
+impl Host {
+    /// Makes a host with `nr_frames` free frames from mfn 0 on.
+    pub(super) fn new(nr_frames: u64) -> Self {
+        let mut host =
+            Self { free: [const { BTreeSet::new() }; NR_ORDERS], used: BTreeMap::new(), pinned: Vec::new() };
+        let mut mfn = 0;
+        while mfn < nr_frames {
+            let fits = |order: &usize| mfn.is_multiple_of(1 << order) && mfn + (1 << order) <= nr_frames;
+            let order = (0..NR_ORDERS).rev().find(fits).unwrap_or(0);
+            host.free[order].insert(mfn);
+            mfn += 1 << order;
+        }
+        host
+    }
+
+    /// Returns how many frames are free.
+    pub(super) fn nr_free(&self) -> u64 {
+        self.free.iter().zip(0..).map(|(list, order)| (list.len() as u64) << order).sum()
+    }
+
+    /// Pins one frame in each of the first `nr_extents` free extents of `order`, so that they are no such extents
+    /// any more.
+    pub(super) fn fragment(&mut self, order: Order, nr_extents: usize) {
+        let held: Vec<Mfn> = (0..nr_extents).map_while(|_| self.allocate(order)).collect();
+        for first in held {
+            self.pinned.push(first.raw());
+            for mfn in first.raw() + 1..first.raw() + order.nr_frames() {
+                self.unref(Mfn::new(mfn));
+            }
+        }
+    }
+
+    /// Frees what [`Self::fragment`] has pinned.
+    pub(super) fn defragment(&mut self) {
+        for mfn in core::mem::take(&mut self.pinned) {
+            self.unref(Mfn::new(mfn));
+        }
+    }
+
+    /// Takes an extent from the smallest free one that holds it; each of its frames has one reference.
+    pub(super) fn allocate(&mut self, order: Order) -> Option<Mfn> {
+        let order = order.raw() as usize;
+        let from = (order..NR_ORDERS).find(|order| !self.free[*order].is_empty())?;
+        let first = self.free[from].pop_first()?;
+        for split in order..from {
+            self.free[split].insert(first + (1 << split));
+        }
+        for mfn in first..first + (1 << order) {
+            self.used.insert(mfn, Frame { nr_refs: 1, contents: None });
+        }
+        Some(Mfn::new(first))
+    }
+
+    pub(super) fn take_ref(&mut self, mfn: Mfn) {
+        if let Some(frame) = self.used.get_mut(&mfn.raw()) {
+            frame.nr_refs += 1;
+        }
+    }
+
+    /// Drops a reference; tells whether it was the last and the frame is free now.
+    pub(super) fn unref(&mut self, mfn: Mfn) -> bool {
+        let Some(frame) = self.used.get_mut(&mfn.raw()) else { return false };
+        frame.nr_refs -= 1;
+        if frame.nr_refs > 0 {
+            return false;
+        }
+        self.used.remove(&mfn.raw());
+        self.merge(mfn.raw());
+        true
+    }
+
+    pub(super) fn contents(&self, mfn: Mfn) -> Page {
+        let contents = self.used.get(&mfn.raw()).and_then(|frame| frame.contents.as_deref());
+        contents.copied().unwrap_or([0; PAGE_SIZE])
+    }
+
+    pub(super) fn contents_mut(&mut self, mfn: Mfn) -> &mut Page {
+        let frame = self.used.entry(mfn.raw()).or_default();
+        frame.contents.get_or_insert_with(|| Box::new([0; PAGE_SIZE]))
+    }
+
+    fn merge(&mut self, mfn: u64) {
+        let (mut mfn, mut order) = (mfn, 0);
+        while order + 1 < NR_ORDERS && self.free[order].remove(&(mfn ^ (1 << order))) {
+            mfn &= !(1 << order);
+            order += 1;
+        }
+        self.free[order].insert(mfn);
+    }
+}

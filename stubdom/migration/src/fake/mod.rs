@@ -1,0 +1,282 @@
+//! A Xen that behaves: real frames with contents, references, free lists by order, a reservation.
+//!
+//! **Takes** the calls of [`Xen`] and [`Broker`]. **Gives** what Xen would answer, and afterwards everything that a test
+//! wants to look at. **Never** forgives: populating over an occupied gfn leaks the old frame, a mapped frame stays
+//! allocated, an unmapped slot cannot be written, exactly as on the real one.
+//!
+//! Knobs: [`FakeXen::fragment`], [`FakeXen::fail_call`], [`FakeXen::max_order`], [`FakeXen::max_extents`],
+//! [`FakeXen::unmappable`].
+
+mod dom0;
+mod host;
+mod ledger;
+
+use crate::xen::{Access, Errno, WINDOW_FRAMES, Xen};
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec;
+use alloc::vec::Vec;
+use xen_front::types::{Domid, Gfn, Gref, Mfn, Order, PAGE_SIZE};
+
+pub use dom0::FakeDom0;
+use host::Host;
+pub use host::Page;
+pub use ledger::{Call, Ledger};
+
+/// A host with one target.
+#[derive(Clone, Debug)]
+pub struct FakeXen {
+    /// The most pages that the target may own.
+    pub max_pages: u64,
+    /// The largest order that the caller may ask for.
+    pub max_order: Order,
+    /// The most extents that one call does before it stops short.
+    pub max_extents: usize,
+    /// The call, counted from 0, that does nothing and fails.
+    pub fail_call: Option<usize>,
+    /// Gfns whose frames cannot be mapped.
+    pub unmappable: BTreeSet<Gfn>,
+    /// HVM parameters.
+    pub params: BTreeMap<u32, u64>,
+    /// Entries of the target's grant table.
+    pub grants: BTreeMap<u32, (Domid, Gfn)>,
+    /// The calls so far.
+    pub ledger: Ledger,
+    host: Host,
+    physmap: BTreeMap<Gfn, Mfn>,
+    nr_owned: u64,
+    window: Vec<Option<(Mfn, Access)>>,
+}
+
+impl FakeXen {
+    /// Makes a host with `nr_frames` free frames and a target that owns nothing and may own `max_pages`.
+    pub fn new(nr_frames: u64, max_pages: u64) -> Self {
+        Self {
+            max_pages,
+            max_order: Order::PAGE_2M,
+            max_extents: usize::MAX,
+            fail_call: None,
+            unmappable: BTreeSet::new(),
+            params: BTreeMap::new(),
+            grants: BTreeMap::new(),
+            ledger: Ledger::default(),
+            host: Host::new(nr_frames),
+            physmap: BTreeMap::new(),
+            nr_owned: 0,
+            window: vec![None; WINDOW_FRAMES],
+        }
+    }
+
+    /// Spoils the first `nr_extents` free extents of `order`: one frame of each is in use by somebody else.
+    pub fn fragment(&mut self, order: Order, nr_extents: usize) {
+        self.host.fragment(order, nr_extents);
+    }
+
+    /// Gives back what [`Self::fragment`] took.
+    pub fn defragment(&mut self) {
+        self.host.defragment();
+    }
+
+    /// Returns how many frames of the host are free.
+    pub fn nr_free(&self) -> u64 {
+        self.host.nr_free()
+    }
+
+    /// Returns how many frames the target owns, those without a gfn included.
+    pub fn nr_owned(&self) -> u64 {
+        self.nr_owned
+    }
+
+    /// Returns how many frames the target owns that no gfn leads to.
+    pub fn nr_orphans(&self) -> u64 {
+        self.nr_owned - self.physmap.len() as u64
+    }
+
+    /// Returns how many slots of the window are mapped.
+    pub fn nr_mapped(&self) -> usize {
+        self.window.iter().flatten().count()
+    }
+
+    /// Returns the gfns that have a frame, in ascending order.
+    pub fn gfns(&self) -> impl Iterator<Item = Gfn> {
+        self.physmap.keys().copied()
+    }
+
+    /// Returns the contents of the frame behind a gfn.
+    pub fn page(&self, gfn: Gfn) -> Option<Page> {
+        self.physmap.get(&gfn).map(|mfn| self.host.contents(*mfn))
+    }
+
+    /// Returns the frame behind a gfn.
+    pub fn frame(&self, gfn: Gfn) -> Option<Mfn> {
+        self.physmap.get(&gfn).copied()
+    }
+
+    /// Tells whether the extent of `order` at `gfn` is one aligned run of machine memory.
+    pub fn is_contiguous(&self, order: Order, gfn: Gfn) -> bool {
+        let first = self.frame(gfn).filter(|mfn| mfn.is_aligned(order));
+        let mfn = |nr| self.frame(gfn.checked_add(nr)?);
+        first.is_some_and(|first| (0..order.nr_frames()).all(|nr| mfn(nr) == first.checked_add(nr)))
+    }
+
+    /// Counts the aligned extents of `order` that are one run of machine memory.
+    pub fn nr_contiguous(&self, order: Order) -> usize {
+        let starts = self.gfns().filter(|gfn| gfn.is_aligned(order));
+        starts.filter(|gfn| self.is_contiguous(order, *gfn)).count()
+    }
+
+    /// Counts a call; tells whether it is the one to fail.
+    fn fails(&mut self) -> bool {
+        self.fail_call == Some(self.ledger.0.len())
+    }
+
+    fn populate_extent(&mut self, order: Order, first: Gfn) -> bool {
+        if order > self.max_order || self.nr_owned + order.nr_frames() > self.max_pages {
+            return false;
+        }
+        let Some(mfn) = self.host.allocate(order) else { return false };
+        for nr in 0..order.nr_frames() {
+            if let (Some(gfn), Some(mfn)) = (first.checked_add(nr), mfn.checked_add(nr)) {
+                // What stood there before stays allocated, without a gfn.
+                self.physmap.insert(gfn, mfn);
+            }
+        }
+        self.nr_owned += order.nr_frames();
+        true
+    }
+
+    fn decrease_extent(&mut self, order: Order, first: Gfn) -> bool {
+        let gfns = (0..order.nr_frames()).filter_map(|nr| first.checked_add(nr));
+        let gfns: Vec<Gfn> = gfns.collect();
+        if order > self.max_order || gfns.iter().any(|gfn| !self.physmap.contains_key(gfn)) {
+            return false;
+        }
+        for gfn in gfns {
+            if let Some(mfn) = self.physmap.remove(&gfn) {
+                self.unref(mfn);
+            }
+        }
+        true
+    }
+
+    fn unref(&mut self, mfn: Mfn) {
+        self.nr_owned -= u64::from(self.host.unref(mfn));
+    }
+
+    fn map_slot(&mut self, slot: usize, gfn: Gfn, access: Access) -> i32 {
+        let mfn = self.frame(gfn).filter(|_| !self.unmappable.contains(&gfn));
+        let Some(mfn) = mfn else { return Errno::EINVAL.raw() };
+        self.host.take_ref(mfn);
+        self.window[slot] = Some((mfn, access));
+        0
+    }
+
+    fn empty_window(&mut self) {
+        for slot in 0..WINDOW_FRAMES {
+            if let Some((mfn, _)) = self.window[slot].take() {
+                self.unref(mfn);
+            }
+        }
+    }
+
+    /// Returns the frame of a slot; panics where the real one would take a page fault.
+    fn slot(&self, slot: usize, access: Access) -> Mfn {
+        match self.window[slot] {
+            Some((mfn, granted)) if granted == access || access == Access::Read => mfn,
+            mapped => panic!("page fault: {access:?} of slot {slot}, which is {mapped:?}"),
+        }
+    }
+}
+
+impl Xen for FakeXen {
+    fn populate_physmap(&mut self, order: Order, extents: &[Gfn]) -> usize {
+        let most = if self.fails() { 0 } else { self.max_extents };
+        let nr_done = extents.iter().take(most).take_while(|gfn| self.populate_extent(order, **gfn)).count();
+        self.ledger.0.push(Call::Populate { order, nr_asked: extents.len(), nr_done });
+        nr_done
+    }
+
+    fn decrease_reservation(&mut self, order: Order, extents: &[Gfn]) -> usize {
+        let most = if self.fails() { 0 } else { self.max_extents };
+        let nr_done = extents.iter().take(most).take_while(|gfn| self.decrease_extent(order, **gfn)).count();
+        self.ledger.0.push(Call::Decrease { order, nr_asked: extents.len(), nr_done });
+        nr_done
+    }
+
+    fn map(&mut self, access: Access, gfns: &[Gfn], errors: &mut [i32]) {
+        assert!(
+            gfns.len() <= WINDOW_FRAMES && gfns.len() == errors.len(),
+            "a batch that the window can hold"
+        );
+        let fails = self.fails();
+        self.ledger.0.push(Call::Map { nr_asked: gfns.len() });
+        self.empty_window();
+        for (slot, (gfn, error)) in gfns.iter().zip(errors).enumerate() {
+            *error = if fails { Errno::ENOMEM.raw() } else { self.map_slot(slot, *gfn, access) };
+        }
+    }
+
+    fn unmap(&mut self) {
+        if self.nr_mapped() > 0 {
+            self.ledger.0.push(Call::Unmap);
+            self.empty_window();
+        }
+    }
+
+    fn fill(&mut self, slot: usize, offset: usize, bytes: &[u8]) {
+        let mut rest = bytes;
+        for (slot, offset) in core::iter::once((slot, offset)).chain((slot + 1..).map(|slot| (slot, 0))) {
+            if rest.is_empty() {
+                return;
+            }
+            let (part, tail) = rest.split_at(rest.len().min(PAGE_SIZE - offset));
+            let mfn = self.slot(slot, Access::Write);
+            self.host.contents_mut(mfn)[offset..offset + part.len()].copy_from_slice(part);
+            rest = tail;
+        }
+    }
+
+    fn matches(&self, slot: usize, offset: usize, bytes: &[u8]) -> bool {
+        let at = |nr: usize| {
+            let (slot, offset) = (slot + (offset + nr) / PAGE_SIZE, (offset + nr) % PAGE_SIZE);
+            let len = (PAGE_SIZE - offset).min(bytes.len() - nr);
+            self.host.contents(self.slot(slot, Access::Read))[offset..offset + len] == bytes[nr..nr + len]
+        };
+        let first_len = (PAGE_SIZE - offset).min(bytes.len());
+        bytes.is_empty() || (at(0) && (first_len..bytes.len()).step_by(PAGE_SIZE).all(at))
+    }
+
+    fn zero(&mut self, slot: usize) {
+        let mfn = self.slot(slot, Access::Write);
+        self.host.contents_mut(mfn).fill(0);
+    }
+
+    fn mfn(&self, slot: usize) -> Option<Mfn> {
+        self.window.get(slot).copied().flatten().map(|(mfn, _)| mfn)
+    }
+
+    fn set_param(&mut self, index: u32, value: u64) -> Result<(), Errno> {
+        let fails = self.fails();
+        self.ledger.0.push(Call::Other("set_param"));
+        if fails {
+            return Err(Errno::EINVAL);
+        }
+        self.params.insert(index, value);
+        Ok(())
+    }
+
+    fn seed_grant(&mut self, gref: Gref, domid: Domid, frame: Gfn) -> Result<(), Errno> {
+        let fails = self.fails();
+        self.ledger.0.push(Call::Other("seed_grant"));
+        if fails {
+            return Err(Errno::EINVAL);
+        }
+        self.grants.insert(gref.raw(), (domid, frame));
+        Ok(())
+    }
+
+    fn current_reservation(&mut self) -> Result<u64, Errno> {
+        let fails = self.fails();
+        self.ledger.0.push(Call::Other("current_reservation"));
+        if fails { Err(Errno::EINVAL) } else { Ok(self.nr_owned) }
+    }
+}
