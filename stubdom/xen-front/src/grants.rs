@@ -16,6 +16,10 @@ use crate::shared_mem::SharedMem;
 use crate::types::{Domid, Gref, Mfn, PAGE_SIZE};
 use zerocopy::{Immutable, IntoBytes};
 
+mod lease;
+
+pub use lease::Lease;
+
 const ENTRIES_PER_FRAME: usize = PAGE_SIZE / GRANT_ENTRY_V1_BYTES;
 
 /// What the other domain may do with a page.

@@ -6,6 +6,7 @@
 #![allow(unsafe_code, reason = "changes our own page tables and owns raw memory")]
 
 use alloc::alloc::{Layout, alloc_zeroed, dealloc};
+use alloc::boxed::Box;
 use core::mem::ManuallyDrop;
 use core::ops::Range;
 use core::ptr::NonNull;
@@ -199,6 +200,14 @@ impl Memory {
         let base = zeroed_pages(1)?;
         Some(Page { base, mfn: self.linear.mfn(base.as_ptr() as usize) })
     }
+
+    /// Allocates `nr_pages` pages side by side, zeroed, for ever.
+    pub fn pages(&self, nr_pages: usize) -> Option<Pages> {
+        let base = zeroed_pages(nr_pages)?;
+        let va = base.as_ptr() as usize;
+        let mfns = (0..nr_pages).map(|page| self.linear.mfn(va + page * PAGE_SIZE)).collect();
+        Some(Pages { base, mfns })
+    }
 }
 
 /// An address that Xen or the builder named, or that lies behind one: never 0.
@@ -354,6 +363,28 @@ impl Page {
         // SAFETY: the page is mapped and writable until it is dropped, which no caller here outlives; it is touched
         // through such handles only.
         unsafe { SharedMem::new(self.base, PAGE_SIZE) }
+    }
+}
+
+/// Pages of our own, side by side, that others may look at. They are never freed: who owned a device once will own it
+/// again when it comes back.
+#[derive(Debug)]
+pub struct Pages {
+    base: NonNull<u8>,
+    mfns: Box<[Mfn]>,
+}
+
+impl Pages {
+    /// Returns the machine frames, in order.
+    pub fn mfns(&self) -> &[Mfn] {
+        &self.mfns
+    }
+
+    /// Returns the address of page `index`; it stays mapped for ever.
+    pub fn page(&self, index: usize) -> NonNull<u8> {
+        assert!(index < self.mfns.len(), "a page that was not allocated");
+        // SAFETY: the page is one of the allocation's, just checked.
+        unsafe { self.base.add(index * PAGE_SIZE) }
     }
 }
 

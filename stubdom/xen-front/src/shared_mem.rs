@@ -48,6 +48,14 @@ impl SharedMem {
         self.len == 0
     }
 
+    /// Makes another handle to the `len` bytes from `offset` on.
+    ///
+    /// # Safety
+    /// The range stays mapped while the new value lives too (obligation 1 of [`SharedMem::new`]).
+    pub(crate) unsafe fn part(&self, offset: usize, len: usize) -> Self {
+        Self { base: self.bytes(offset, len), len }
+    }
+
     /// Reads a copy of the value at `offset` bytes.
     pub fn read<T: FromBytes>(&self, offset: usize) -> T {
         let from = self.at::<T>(offset);

@@ -8,7 +8,7 @@
 //! plain slices of received data are sound, and what smoltcp has checked in a header stays as it was.
 #![allow(unsafe_code, reason = "slices of pages whose grant has ended")]
 
-use super::lease::Lease;
+use crate::grants::Lease;
 use crate::types::{Gref, PAGE_SIZE};
 use alloc::boxed::Box;
 use core::ptr::NonNull;
@@ -42,6 +42,11 @@ impl Buffers {
     /// Takes buffer `index` back; false while the back end still uses it.
     pub(super) fn take_back(&mut self, index: usize) -> bool {
         self.leases.get_mut(index).is_some_and(Lease::take_back)
+    }
+
+    /// Gives the leases back, lent or not.
+    pub(super) fn into_leases(self) -> Box<[Lease]> {
+        self.leases
     }
 
     /// Copies `len` bytes at `offset` of page `from` to the same place of page `to`, or does nothing if one of them is

@@ -4,7 +4,7 @@ pub mod abi;
 mod buffers;
 mod error;
 mod frame;
-mod lease;
+mod link;
 mod rx;
 mod tx;
 

@@ -9,7 +9,9 @@ use super::abi::{RxFlags, RxRequest, RxResponse};
 use super::buffers::Buffers;
 use super::frame::{Assembly, Fragment, Placed, Step, close_up};
 use super::{MAX_FRAME_PAGES, NR_RX_SLOTS, NetError};
+use crate::grants::Lease;
 use crate::ring::{FrontRing, Notify};
+use alloc::boxed::Box;
 
 /// The most slots of one frame, extras included.
 const MAX_FRAME_SLOTS: usize = MAX_FRAME_PAGES + super::frame::MAX_EXTRAS;
@@ -103,9 +105,9 @@ impl RxQueue {
         Ok(self.ring.request_event()?)
     }
 
-    /// Takes every buffer back; false while the back end still uses one.
-    pub(super) fn take_all_back(&mut self) -> bool {
-        (0..NR_RX_SLOTS).filter(|&index| !self.buffers.take_back(index)).count() == 0
+    /// Gives the buffers' leases back, lent or not: the queue has ended.
+    pub(super) fn into_leases(self) -> Box<[Lease]> {
+        self.buffers.into_leases()
     }
 
     /// Brings the fragments of a whole frame together.

@@ -87,7 +87,7 @@ impl core::error::Error for VchanError {}
 
 /// Where the client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Client {
+pub(super) enum Client {
     /// None has connected yet.
     Awaited,
     /// One is connected.
@@ -140,6 +140,11 @@ impl Channel {
             2 => Client::Awaited,
             _ => Client::Connected,
         }
+    }
+
+    /// Tells whether bytes of the client wait to be read; a nonsense index is for [`Channel::read`] to report.
+    pub(super) fn is_readable(&self) -> bool {
+        self.left.distance(self.page.read(LEFT + PROD), Side::Reader) != Ok(0)
     }
 
     /// Reads what is there, at most `out`, and asks for an event when more comes if that was not enough.

@@ -1,8 +1,8 @@
 #![allow(clippy::cast_possible_truncation, reason = "the values of these tests are small")]
 
 use super::*;
+use crate::grants::{Access, Lease};
 use crate::net::abi::{ExtraInfo, XEN_NETIF_EXTRA_TYPE_GSO};
-use crate::net::lease::Lease;
 use crate::ring::RingError;
 use crate::ring::testing::{BackRing, pair};
 use crate::shared_mem::SharedMem;
@@ -63,7 +63,7 @@ fn queue() -> (RxQueue, TestBack) {
             // SAFETY: the page is leaked and touched as SharedMem only.
             #[allow(unsafe_code, reason = "a test's own grant table")]
             let entry = unsafe { SharedMem::new(at, 8) };
-            Lease::new(Gref::new(FIRST_GREF + i as u32), entry)
+            Lease::new(Gref::new(FIRST_GREF + i as u32), entry, Access::ReadWrite)
         })
         .collect();
     // SAFETY: fresh pages; the test's back end writes them only while they are lent.
@@ -133,9 +133,10 @@ fn a_page_that_the_back_end_holds_on_to_is_an_error() {
     back.data(b"frame", RxFlags::empty());
     back.entries.write(0, 1_u16 | 16);
     assert_eq!(queue.frame().map(|_| ()), Err(NetError::StillInUse { slot: 0 }));
-    assert!(!queue.take_all_back());
+    let mut leases = queue.into_leases();
+    assert!(!leases[0].take_back());
     back.entries.write(0, 1_u16);
-    assert!(queue.take_all_back());
+    assert!(leases.iter_mut().all(Lease::take_back));
     assert!((0..NR_RX_SLOTS).all(|slot| back.entry(slot) == 0));
 }
 
