@@ -276,7 +276,7 @@ impl Engine {
             xen.unmap(); // a mapped frame would stay allocated
         }
         for (order, gfns) in self.plan.give_back() {
-            let nr_done = twice(gfns, |rest| xen.decrease_reservation(order, rest));
+            let nr_done = insist(gfns, |rest| xen.decrease_reservation(order, rest));
             self.tally.nr_given_back += nr_done as u64 * order.nr_frames();
             if let Some(&gfn) = gfns.get(nr_done) {
                 return Err(Error::GiveBack { gfn, order });
@@ -337,6 +337,9 @@ impl Engine {
         self.batch.clear();
         let special = CLEARED.map(|index| self.owned_special(index));
         self.batch.extend(special.into_iter().flatten());
+        if self.batch.is_empty() {
+            return Ok(());
+        }
         self.map(Access::Write, xen)?;
         (0..self.batch.len()).for_each(|slot| xen.zero(slot));
         Ok(())
@@ -367,10 +370,10 @@ impl Engine {
     }
 }
 
-/// Populates a prefix of `extents`; single pages are asked for twice, larger ones have a lower order to fall back to.
+/// Populates a prefix of `extents`; single pages are asked for again, larger ones have a lower order to fall back to.
 fn populate_extents<X: Xen>(order: Order, extents: &[Gfn], xen: &mut X) -> usize {
     if order == Order::PAGE_4K {
-        twice(extents, |rest| xen.populate_physmap(order, rest))
+        insist(extents, |rest| xen.populate_physmap(order, rest))
     } else if extents.is_empty() {
         0
     } else {
@@ -378,13 +381,14 @@ fn populate_extents<X: Xen>(order: Order, extents: &[Gfn], xen: &mut X) -> usize
     }
 }
 
-/// Calls for all of `list` and, after a short count, once more for what is left; returns how many were done.
-fn twice(list: &[Gfn], mut call: impl FnMut(&[Gfn]) -> usize) -> usize {
+/// Calls for what is left of `list` until all is done or two calls in a row do nothing; returns how many were done.
+fn insist(list: &[Gfn], mut call: impl FnMut(&[Gfn]) -> usize) -> usize {
     let mut nr_done = 0;
-    for _ in 0..2 {
-        if nr_done < list.len() {
-            nr_done += call(&list[nr_done..]);
-        }
+    let mut nr_idle = 0;
+    while nr_done < list.len() && nr_idle < 2 {
+        let nr_more = call(&list[nr_done..]);
+        nr_done += nr_more;
+        nr_idle = if nr_more == 0 { nr_idle + 1 } else { 0 };
     }
     nr_done
 }

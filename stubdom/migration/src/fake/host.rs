@@ -48,12 +48,13 @@ impl Host {
     /// Pins one frame in each of the first `nr_extents` free extents of `order`, so that they are no such extents
     /// any more.
     pub(super) fn fragment(&mut self, order: Order, nr_extents: usize) {
-        let held: Vec<Mfn> = (0..nr_extents).map_while(|_| self.allocate(order)).collect();
-        for first in held {
-            self.pinned.push(first.raw());
-            for mfn in first.raw() + 1..first.raw() + order.nr_frames() {
-                self.unref(Mfn::new(mfn));
+        for _ in 0..nr_extents {
+            let Some(first) = self.split_off(order) else { return };
+            for split in 0..order.raw() as usize {
+                self.free[split].insert(first + (1 << split));
             }
+            self.used.insert(first, Frame { nr_refs: 1, contents: None });
+            self.pinned.push(first);
         }
     }
 
@@ -66,16 +67,22 @@ impl Host {
 
     /// Takes an extent from the smallest free one that holds it; each of its frames has one reference.
     pub(super) fn allocate(&mut self, order: Order) -> Option<Mfn> {
+        let first = self.split_off(order)?;
+        for mfn in first..first + order.nr_frames() {
+            self.used.insert(mfn, Frame { nr_refs: 1, contents: None });
+        }
+        Some(Mfn::new(first))
+    }
+
+    /// Takes an extent off the free lists.
+    fn split_off(&mut self, order: Order) -> Option<u64> {
         let order = order.raw() as usize;
         let from = (order..NR_ORDERS).find(|order| !self.free[*order].is_empty())?;
         let first = self.free[from].pop_first()?;
         for split in order..from {
             self.free[split].insert(first + (1 << split));
         }
-        for mfn in first..first + (1 << order) {
-            self.used.insert(mfn, Frame { nr_refs: 1, contents: None });
-        }
-        Some(Mfn::new(first))
+        Some(first)
     }
 
     pub(super) fn take_ref(&mut self, mfn: Mfn) {

@@ -1,3 +1,7 @@
+mod faults;
+mod ledger;
+mod properties;
+
 use super::*;
 use crate::engine::Service;
 use crate::fake::{FakeDom0, FakeXen};
@@ -7,6 +11,9 @@ use crate::xen::Missing;
 use alloc::string::ToString;
 use alloc::vec::Vec;
 use xen_front::types::{Domid, Gfn, Order, PAGE_SIZE, Port};
+
+/// Frames of the usual host: 64 MiB.
+const HOST_FRAMES: u64 = 1 << 14;
 
 const STORE: u64 = 0xfeffc;
 const CONSOLE: u64 = 0xfefff;
@@ -28,7 +35,7 @@ struct Bench {
 
 impl Bench {
     fn new(max_pages: u64) -> Self {
-        Self { xen: FakeXen::new(1 << 20, max_pages), dom0: FakeDom0::default() }
+        Self { xen: FakeXen::new(HOST_FRAMES, max_pages), dom0: FakeDom0::default() }
     }
 
     fn restore(&mut self, bytes: &[u8], piece_bytes: usize) -> Result<Report, Error> {
