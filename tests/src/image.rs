@@ -37,6 +37,8 @@ const GUEST_MODULES: &[&str] = &["xen-netfront", "xen-blkfront"];
 const PROGRAMS: &[(&str, &str)] = &[
     ("target/release/nest-agent", "usr/sbin/nest-agent"),
     ("target/release/ask-witness", "usr/bin/ask-witness"),
+    ("target/release/nest-stream", "usr/bin/nest-stream"),
+    ("target/release/nest-oracle", "usr/bin/nest-oracle"),
     ("target/release/stubctl", "usr/sbin/stubctl"),
     ("target/stub/stubdom", "usr/lib/xen-stubdom/stubdom"),
 ];

@@ -9,6 +9,7 @@ pub mod image;
 pub mod machine;
 pub mod packages;
 pub mod place;
+pub mod savefile;
 pub mod stories;
 pub mod story;
 pub mod survey;

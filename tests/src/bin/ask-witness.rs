@@ -20,7 +20,7 @@ struct Arguments {
     /// Pages a second, for rate.
     pages: Option<u64>,
     /// Longest time to wait, in seconds.
-    #[arg(long, default_value_t = 120)]
+    #[arg(long, default_value_t = 280)]
     timeout: u64,
 }
 

@@ -1,0 +1,98 @@
+//! Another domain's frames, mapped read-only through Xen's libxenforeignmemory (`xenforeignmemory.h`).
+#![allow(unsafe_code, reason = "mapping another domain's memory is a call into Xen's C library")]
+
+use std::ffi::{c_int, c_uint, c_void};
+use std::io;
+use std::ptr::{self, NonNull};
+
+const PAGE_BYTES: usize = 4096;
+const PROT_READ: c_int = 1;
+
+#[link(name = "xenforeignmemory")]
+unsafe extern "C" {
+    fn xenforeignmemory_open(logger: *mut c_void, open_flags: c_uint) -> *mut c_void;
+    fn xenforeignmemory_close(handle: *mut c_void) -> c_int;
+    fn xenforeignmemory_map(
+        handle: *mut c_void,
+        domid: u32,
+        prot: c_int,
+        nr_pages: usize,
+        frames: *const u64,
+        errors: *mut c_int,
+    ) -> *mut c_void;
+    fn xenforeignmemory_unmap(handle: *mut c_void, address: *mut c_void, nr_pages: usize) -> c_int;
+}
+
+/// The way to one domain's memory.
+pub(crate) struct Foreign {
+    handle: NonNull<c_void>,
+    domid: u32,
+}
+
+/// Some of its frames; those without memory are not mapped.
+pub(crate) struct Mapped<'a> {
+    owner: &'a Foreign,
+    address: NonNull<c_void>,
+    errors: Vec<c_int>,
+}
+
+impl Foreign {
+    /// Opens the library's handle.
+    pub(crate) fn open(domid: u32) -> io::Result<Self> {
+        // SAFETY: a null logger and no flags are what the header offers for the defaults.
+        let handle = unsafe { xenforeignmemory_open(ptr::null_mut(), 0) };
+        let handle = NonNull::new(handle).ok_or_else(io::Error::last_os_error)?;
+        Ok(Self { handle, domid })
+    }
+
+    /// Maps frames; a frame that cannot be mapped is no error.
+    pub(crate) fn map(&self, frames: &[u64]) -> io::Result<Mapped<'_>> {
+        let mut errors = vec![0; frames.len()];
+        // SAFETY: the handle is open until self is dropped; both arrays have as many elements as the count says, and
+        // xen_pfn_t is 64 bits wide on x86-64.
+        let address = unsafe {
+            xenforeignmemory_map(
+                self.handle.as_ptr(),
+                self.domid,
+                PROT_READ,
+                frames.len(),
+                frames.as_ptr(),
+                errors.as_mut_ptr(),
+            )
+        };
+        let address = NonNull::new(address).ok_or_else(io::Error::last_os_error)?;
+        Ok(Mapped { owner: self, address, errors })
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        // SAFETY: the handle is open, and no mapping is left: each borrows self.
+        unsafe { xenforeignmemory_close(self.handle.as_ptr()) };
+    }
+}
+
+impl Mapped<'_> {
+    /// The contents of the frame at a place in the list; none when it has no memory.
+    pub(crate) fn page(&self, place: usize) -> Option<Vec<u8>> {
+        if *self.errors.get(place)? != 0 {
+            return None;
+        }
+        let mut bytes = vec![0_u8; PAGE_BYTES];
+        // SAFETY: place is less than the number of pages of the mapping, so the sum stays within it.
+        let from = unsafe { self.address.as_ptr().cast::<u8>().add(place * PAGE_BYTES) };
+        // SAFETY: the frame is mapped for reading (its error is 0) until self is dropped, the buffer is ours and as
+        // long; the domain is paused, and a torn read could only show a difference that is one.
+        unsafe { ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), PAGE_BYTES) };
+        Some(bytes)
+    }
+}
+
+impl Drop for Mapped<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the address and the count are those of a mapping that is still there; its handle outlives it.
+        unsafe {
+            xenforeignmemory_unmap(self.owner.handle.as_ptr(), self.address.as_ptr(), self.errors.len())
+        };
+    }
+}

@@ -1,0 +1,128 @@
+//! Runs in dom0: shows and rewrites the libxc stream within a file of `xl save`, so that the receiver can be tried with
+//! every legal order of pages and every kind of damage. All of it repeats from its seed.
+
+mod damage;
+mod reorder;
+
+use clap::{Parser, Subcommand};
+use damage::Damage;
+use e2e::error::{Doing, Result};
+use e2e::savefile::{SaveFile, kind};
+use reorder::Order;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Shows and rewrites files of `xl save`.
+#[derive(Parser)]
+#[command(name = "nest-stream")]
+struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Lists the libxc records: number, offset, type, length.
+    Info {
+        /// The save file.
+        file: PathBuf,
+    },
+    /// Writes the same guest with its pages in another order, other batches, or repeated.
+    Reorder {
+        /// The save file.
+        file: PathBuf,
+        /// What to write.
+        out: PathBuf,
+        #[command(flatten)]
+        order: Order,
+    },
+    /// Cuts the file before a libxc record, or after a number of bytes of the libxc stream.
+    Truncate {
+        /// The save file.
+        file: PathBuf,
+        /// What to write.
+        out: PathBuf,
+        /// Number of the first record to leave out, as `info` shows it.
+        #[arg(long, conflicts_with = "byte", required_unless_present = "byte")]
+        record: Option<usize>,
+        /// Bytes of the libxc stream to keep.
+        #[arg(long)]
+        byte: Option<u64>,
+    },
+    /// Damages one thing.
+    Damage {
+        /// The save file.
+        file: PathBuf,
+        /// What to write.
+        out: PathBuf,
+        /// What to damage.
+        damage: Damage,
+    },
+    /// Lists the kinds of damage.
+    Damages,
+}
+
+fn main() -> ExitCode {
+    match act(Arguments::parse().action) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("nest-stream: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn act(action: Action) -> Result<()> {
+    match action {
+        Action::Info { file } => info(&SaveFile::open(&file)?),
+        Action::Reorder { file, out, order } => reorder::write(&SaveFile::open(&file)?, &order, &out),
+        Action::Truncate { file, out, record, byte } => truncate(&SaveFile::open(&file)?, record, byte, &out),
+        Action::Damage { file, out, damage } => damage::write(&SaveFile::open(&file)?, damage, &out),
+        Action::Damages => {
+            damage::names().for_each(|name| println!("{name}"));
+            Ok(())
+        }
+    }
+}
+
+fn info(save: &SaveFile) -> Result<()> {
+    for (number, record) in save.records.iter().enumerate() {
+        let offset = record.offset - save.libxc;
+        let pages = if record.kind == kind::PAGE_DATA {
+            let pages = save.pages(record)?;
+            format!(" pages={} data={}", pages.len(), pages.iter().filter(|page| page.data.is_some()).count())
+        } else {
+            String::new()
+        };
+        println!("{number} offset={offset} type={:#x} length={}{pages}", record.kind, record.len);
+    }
+    Ok(())
+}
+
+fn truncate(save: &SaveFile, record: Option<usize>, byte: Option<u64>, out: &Path) -> Result<()> {
+    let at_record = record.map(|number| save.records.get(number).map_or(save.len(), |record| record.offset));
+    let end =
+        at_record.or_else(|| Some(save.libxc.checked_add(byte?)?.min(save.len()))).unwrap_or(save.len());
+    let mut to = create(out)?;
+    copy(save, 0, end, &mut to)?;
+    to.flush().doing("writing the last bytes")
+}
+
+/// Opens what is to be written.
+fn create(path: &Path) -> Result<BufWriter<File>> {
+    let file = File::create(path).doing(format!("making {}", path.display()))?;
+    Ok(BufWriter::with_capacity(1 << 20, file))
+}
+
+/// Copies the bytes from `start` to `end` of the file, a MiB at a time.
+fn copy(save: &SaveFile, start: u64, end: u64, to: &mut impl Write) -> Result<()> {
+    let mut at = start;
+    while at < end {
+        let len = (end - at).min(1 << 20);
+        to.write_all(&save.bytes(at, len)?).doing("writing the new file")?;
+        at += len;
+    }
+    Ok(())
+}
