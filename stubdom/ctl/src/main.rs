@@ -1,2 +1,43 @@
-//! The dom0 side of the migration stub domain.
-fn main() {}
+//! The dom0 side of the migration stub domain: libxl's save helper, the stubs' broker, the operator's tool.
+//!
+//! ```text
+//! libxl ── helper ── restore ─┬─ pair             xl create, set_target, links, greeting
+//!                             ├─ relay (framing)  libxl's descriptor -> the stub's TCP port
+//!                             ├─ broker           what only dom0 may do, on the stub's request
+//!                             └─ report           JSON for each guest
+//! operator ── commands ────────── pair, control_channel
+//! ```
+//! `ffi` is the only room with `unsafe`.
+
+mod broker;
+mod cli;
+mod commands;
+mod conf;
+mod control_channel;
+mod error;
+mod ffi;
+mod framing;
+mod helper;
+mod host;
+mod interrupt;
+mod libxl;
+mod net;
+mod packaged;
+mod pair;
+mod relay;
+mod report;
+mod restore;
+mod status;
+mod survey;
+mod xl_lock;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if helper::is_helper_call(&arguments) {
+        return helper::main(&arguments);
+    }
+    commands::main()
+}

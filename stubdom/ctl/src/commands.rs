@@ -1,0 +1,112 @@
+//! What an operator asks for: attach, detach, and the way to a guest's stub.
+
+use crate::cli::{Cli, Command};
+use crate::conf::{Conf, DIRECTORY};
+use crate::control_channel::ControlChannel;
+use crate::error::Error;
+use crate::host::Host;
+use crate::interrupt::Interrupt;
+use crate::pair::{self, PairError, Stub};
+use crate::{status, survey};
+use clap::Parser;
+use control::ToStub;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use xen_front::types::Domid;
+
+/// How long a stub may take to shut down before it is destroyed.
+const SHUTDOWN: Duration = Duration::from_secs(10);
+
+/// Runs one command.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
+        .format_target(false)
+        .format_timestamp(None)
+        .init();
+    match run(&cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("stubctl: {error}");
+            error.exit_code()
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<(), Error> {
+    let host = Host::open(Interrupt::new()?)?;
+    match command {
+        Command::Status(arguments) => status::run(&host, arguments),
+        Command::Attach { guest } => attach(&host, guest),
+        Command::Detach { guest } => detach(&host, guest),
+        Command::Map(arguments) => survey::run(&host, arguments),
+    }
+}
+
+/// A running guest that a command names.
+pub(crate) struct Guest {
+    /// Its domain.
+    pub(crate) domid: Domid,
+    /// Its name.
+    pub(crate) name: String,
+}
+
+impl Guest {
+    /// Looks a guest up by name, or by number when no guest has that name.
+    pub(crate) fn find(host: &Host, wanted: &str) -> Result<Self, Error> {
+        let by_number = || wanted.parse().ok().map(Domid::new);
+        let domid = host.domid_of(wanted)?.or_else(by_number);
+        let no_guest = || PairError::NoGuest(wanted.to_owned());
+        let domid = domid.ok_or_else(no_guest)?;
+        let info = host.xen.domain_info(domid)?.ok_or_else(no_guest)?;
+        if !info.hvm {
+            return Err(PairError::NotHvm(domid).into());
+        }
+        let name = host.name_of(domid)?.unwrap_or_else(|| wanted.to_owned());
+        Ok(Self { domid, name })
+    }
+
+    /// Its configuration; an operator who asks for a stub by name needs no file.
+    pub(crate) fn conf(&self) -> Result<Conf, Error> {
+        Ok(Conf::find(Path::new(DIRECTORY), &self.name)?.unwrap_or_default())
+    }
+}
+
+fn attach(host: &Host, wanted: &str) -> Result<(), Error> {
+    let guest = Guest::find(host, wanted)?;
+    if let Some(stub) = pair::find(host, guest.domid)? {
+        println!("{} ({}) has the stub {stub} already", guest.name, guest.domid);
+        return Ok(());
+    }
+    let conf = guest.conf()?;
+    let stub = Stub::start(host, &conf, &guest.name, guest.domid)?;
+    stub.greet(&conf)?;
+    println!("{} ({}) has the stub {} now", guest.name, guest.domid, stub.domid);
+    stub.keep();
+    Ok(())
+}
+
+fn detach(host: &Host, wanted: &str) -> Result<(), Error> {
+    let guest = Guest::find(host, wanted)?;
+    let no_stub = || PairError::NoStub(guest.name.clone());
+    let stub = pair::find(host, guest.domid)?.ok_or_else(no_stub)?;
+    let conf = guest.conf()?;
+    if let Err(error) = shut_down(host, &conf, stub) {
+        log::warn!("the stub {stub} does not shut down ({error}): destroying it");
+    }
+    pair::destroy(host, &stub.to_string(), stub, guest.domid);
+    println!("{} ({}) has no stub any more", guest.name, guest.domid);
+    Ok(())
+}
+
+/// Asks a stub to end and waits until it has.
+fn shut_down(host: &Host, conf: &Conf, stub: Domid) -> Result<(), Error> {
+    let (mut channel, _) = ControlChannel::open(host, stub, conf.stall_timeout)?;
+    channel.send(host, &ToStub::Shutdown)?;
+    let start = Instant::now();
+    while start.elapsed() < SHUTDOWN && channel.check_alive(host).is_ok() {
+        host.interrupt.wait(&[], Duration::from_millis(50))?;
+    }
+    Ok(())
+}

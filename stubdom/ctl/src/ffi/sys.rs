@@ -1,0 +1,172 @@
+//! System calls that std does not offer: poll, splice, signalfd, record locks, pipe size.
+#![allow(unsafe_code, reason = "libc declares system calls as unsafe functions")]
+
+use std::cell::Cell;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+/// What [`poll`] waits for on one descriptor, and what it found.
+pub(crate) struct Polled<'a> {
+    fd: Option<BorrowedFd<'a>>,
+    events: i16,
+    /// The events that are there, after [`poll`].
+    found: Cell<i16>,
+}
+
+impl<'a> Polled<'a> {
+    /// Waits until there is something to read (or the far side hung up).
+    pub(crate) fn readable(fd: BorrowedFd<'a>) -> Self {
+        Self { fd: Some(fd), events: libc::POLLIN, found: Cell::new(0) }
+    }
+
+    /// Waits until something can be written.
+    pub(crate) fn writable(fd: BorrowedFd<'a>) -> Self {
+        Self { fd: Some(fd), events: libc::POLLOUT, found: Cell::new(0) }
+    }
+
+    /// Waits only for the far side to hang up.
+    pub(crate) fn hang_up(fd: BorrowedFd<'a>) -> Self {
+        Self { fd: Some(fd), events: 0, found: Cell::new(0) }
+    }
+
+    /// Takes part in the wait only while `wanted`.
+    pub(crate) fn only_if(mut self, wanted: bool) -> Self {
+        self.fd = self.fd.filter(|_| wanted);
+        self
+    }
+
+    /// Whether the event came, or an error or hang-up that the next operation will show.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.found.get() != 0
+    }
+}
+
+/// Waits for any of the descriptors, at most `timeout`.
+pub(crate) fn poll(waits: &[&Polled<'_>], timeout: Duration) -> io::Result<()> {
+    let entry = |wait: &&Polled<'_>| libc::pollfd {
+        fd: wait.fd.map_or(-1, |fd| fd.as_raw_fd()),
+        events: wait.events,
+        revents: 0,
+    };
+    let mut entries: Vec<libc::pollfd> = waits.iter().map(entry).collect();
+    let nr = entries.len() as libc::nfds_t;
+    let millis = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: `entries` has `nr` entries, each with a borrowed open descriptor or -1, which poll skips.
+    let rc = unsafe { libc::poll(entries.as_mut_ptr(), nr, millis) };
+    if rc < 0 {
+        return interrupted_is_nothing(io::Error::last_os_error());
+    }
+    for (wait, entry) in waits.iter().zip(&entries) {
+        wait.found.set(entry.revents);
+    }
+    Ok(())
+}
+
+fn interrupted_is_nothing(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) }
+}
+
+/// Moves up to `len` bytes from one descriptor to the other, one of which is a pipe, without waiting on the pipe;
+/// gives the number moved, 0 at the end of the file.
+pub(crate) fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, len: usize) -> io::Result<usize> {
+    let flags = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK;
+    let (from, to) = (from.as_raw_fd(), to.as_raw_fd());
+    // SAFETY: both descriptors are borrowed and so open; null offsets mean each one's own position.
+    let nr = unsafe { libc::splice(from, std::ptr::null_mut(), to, std::ptr::null_mut(), len, flags) };
+    usize::try_from(nr).map_err(|_| io::Error::last_os_error())
+}
+
+/// Reads once from a descriptor that this process does not own.
+pub(crate) fn read(fd: BorrowedFd<'_>, out: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the descriptor is borrowed and so open; `out` has the length given.
+    let nr = unsafe { libc::read(fd.as_raw_fd(), out.as_mut_ptr().cast(), out.len()) };
+    usize::try_from(nr).map_err(|_| io::Error::last_os_error())
+}
+
+/// Takes over a descriptor that was handed to this process by number and keeps it from its children.
+///
+/// # Errors
+/// `EBADF` when no such descriptor is open.
+pub(crate) fn inherit(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_SETFD changes a flag of the descriptor, or fails with EBADF when it is not open.
+    if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open, as fcntl has just shown, and was given to this process for its own use.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Standard input, for waiting on it.
+pub(crate) fn standard_input() -> BorrowedFd<'static> {
+    // SAFETY: std opens descriptor 0 at start if it is not open, and nothing in this program closes it.
+    unsafe { BorrowedFd::borrow_raw(libc::STDIN_FILENO) }
+}
+
+/// Asks for a pipe of `bytes`; the kernel may give less, which only costs speed.
+pub(crate) fn grow_pipe(pipe: BorrowedFd<'_>, bytes: i32) {
+    // SAFETY: the descriptor is borrowed and so open; the call takes a number.
+    unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETPIPE_SZ, bytes) };
+}
+
+/// Makes reads and writes return at once. Only for descriptors of our own: the flag is shared with whoever else has
+/// the same open file.
+pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the descriptor is borrowed and so open; the call takes a number.
+    let rc = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The process that holds a record lock on `file`, anywhere in it, if any does.
+pub(crate) fn lock_holder(file: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+    let mut lock = write_lock(0, 0);
+    // SAFETY: the descriptor is borrowed and so open; `lock` is a flock that outlives the call.
+    let rc = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLK, &raw mut lock) };
+    if rc < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((i32::from(lock.l_type) != libc::F_UNLCK).then_some(lock.l_pid))
+}
+
+/// Takes the record lock on one byte of `file`, until the process ends or closes the file.
+///
+/// # Errors
+/// `EACCES` or `EAGAIN` when another process has it.
+pub(crate) fn lock_byte(file: BorrowedFd<'_>, offset: u16) -> io::Result<()> {
+    let lock = write_lock(offset.into(), 1);
+    // SAFETY: the descriptor is borrowed and so open; `lock` is a flock that outlives the call.
+    let rc = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw const lock) };
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A write lock from `start`; a length of 0 means to the end.
+fn write_lock(start: libc::off_t, len: libc::off_t) -> libc::flock {
+    // PANIC: never; the lock types are 0, 1 and 2.
+    let l_type = libc::c_short::try_from(libc::F_WRLCK).expect("F_WRLCK is 1");
+    libc::flock { l_type, l_whence: 0, l_start: start, l_len: len, l_pid: 0 }
+}
+
+/// Turns SIGTERM and SIGINT into a descriptor that is readable once one of them came.
+pub(crate) fn termination_fd() -> io::Result<OwnedFd> {
+    // SAFETY: sigset_t is a C structure of integers, for which all zeroes is a value; sigemptyset sets it anyway.
+    let mut set: libc::sigset_t = unsafe { mem::zeroed() };
+    // SAFETY: `set` is a sigset_t that outlives the call.
+    unsafe { libc::sigemptyset(&raw mut set) };
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        // SAFETY: `set` is an initialised sigset_t and the signal number is valid.
+        unsafe { libc::sigaddset(&raw mut set, signal) };
+    }
+    // SAFETY: `set` is initialised; the old mask is not asked for.
+    let rc = unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    if rc < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: -1 asks for a new descriptor; `set` is initialised.
+    let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: signalfd gave a new open descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

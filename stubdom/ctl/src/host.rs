@@ -1,0 +1,55 @@
+//! Dom0 as stubctl sees it: hypervisor, xenstore, and the reasons to stop.
+
+use crate::error::Error;
+use crate::ffi::xenctrl::Xenctrl;
+use crate::ffi::xenstore::{Store, StoreError};
+use crate::interrupt::Interrupt;
+use xen_front::types::Domid;
+
+/// The handles that nearly everything needs.
+pub(crate) struct Host {
+    /// The hypervisor.
+    pub(crate) xen: Xenctrl,
+    /// Xenstore.
+    pub(crate) store: Store,
+    /// Signals and the parent.
+    pub(crate) interrupt: Interrupt,
+}
+
+impl Host {
+    /// Opens them.
+    pub(crate) fn open(interrupt: Interrupt) -> Result<Self, Error> {
+        Ok(Self { xen: Xenctrl::open()?, store: Store::open()?, interrupt })
+    }
+
+    /// The name of a domain, as xl set it.
+    pub(crate) fn name_of(&self, domid: Domid) -> Result<Option<String>, StoreError> {
+        self.store.read(&home(domid, "name"))
+    }
+
+    /// The domain of that name.
+    pub(crate) fn domid_of(&self, name: &str) -> Result<Option<Domid>, StoreError> {
+        for domid in self.domains()? {
+            if self.name_of(domid)?.as_deref() == Some(name) {
+                return Ok(Some(domid));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Every domain that xenstore knows.
+    pub(crate) fn domains(&self) -> Result<Vec<Domid>, StoreError> {
+        let names = self.store.children("/local/domain")?;
+        Ok(names.iter().filter_map(|name| name.parse().ok()).map(Domid::new).collect())
+    }
+
+    /// A domid that stands in a node of dom0's.
+    pub(crate) fn domid_in(&self, path: &str) -> Result<Option<Domid>, StoreError> {
+        Ok(self.store.read_number(path)?.map(Domid::new))
+    }
+}
+
+/// A node below a domain's home.
+pub(crate) fn home(domid: Domid, node: &str) -> String {
+    format!("/local/domain/{}/{node}", domid.raw())
+}

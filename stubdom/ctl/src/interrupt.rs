@@ -1,0 +1,67 @@
+//! Reasons to stop early: SIGTERM (libxl's abort), SIGINT, a libxl that is gone.
+//!
+//! **Takes** the process's signals and standard input. **Gives** descriptors to wait on, and a verdict. **Never**
+//! does work in a signal handler: the signals are read from a descriptor, so that clean-up is ordinary code.
+
+use crate::ffi::sys::{self, Polled};
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+/// Why to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// SIGTERM or SIGINT came.
+    Signal,
+    /// The program that started the save helper has closed its end.
+    ParentGone,
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signal => write!(f, "aborted by a signal"),
+            Self::ParentGone => write!(f, "the toolstack that asked for this restore is gone"),
+        }
+    }
+}
+
+/// Watches for them.
+pub(crate) struct Interrupt {
+    signals: OwnedFd,
+    /// libxl's pipe, in a save helper.
+    parent: Option<BorrowedFd<'static>>,
+}
+
+impl Interrupt {
+    /// For a command of an operator.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { signals: sys::termination_fd()?, parent: None })
+    }
+
+    /// For a save helper, whose standard input is libxl's pipe.
+    pub(crate) fn of_helper() -> io::Result<Self> {
+        // Standard input stays open as long as the process.
+        Ok(Self { parent: Some(crate::ffi::sys::standard_input()), ..Self::new()? })
+    }
+
+    /// Waits for one of the descriptors, for an interrupt, or for the time to pass.
+    ///
+    /// # Errors
+    /// The reason to stop, if there is one.
+    pub(crate) fn wait(&self, others: &[&Polled<'_>], timeout: Duration) -> Result<(), Stop> {
+        let signals = Polled::readable(self.signals.as_fd());
+        let stand_in = self.parent.unwrap_or(self.signals.as_fd());
+        let parent = Polled::hang_up(stand_in).only_if(self.parent.is_some());
+        let all: Vec<&Polled<'_>> = others.iter().copied().chain([&signals, &parent]).collect();
+        if let Err(error) = sys::poll(&all, timeout) {
+            // Only a lack of kernel memory does this; the callers' deadlines still hold.
+            log::debug!("poll: {error}");
+        }
+        if signals.is_ready() {
+            return Err(Stop::Signal);
+        }
+        if parent.is_ready() { Err(Stop::ParentGone) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,120 @@
+//! The save helper that the distribution ships: every save, and every guest without a stub, is its business.
+//!
+//! **Takes** the command line that libxl gave. **Gives** this process to the packaged helper, descriptors and all.
+//! **Never** calls itself, however it was installed.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Set for the packaged helper, so that two programs that both pass on to each other end with a message.
+const GUARD: &str = "STUBCTL_PASSED_ON";
+
+/// Where distributions put it, behind the directory of the running Xen version.
+const DIRECTORIES: [&str; 3] = ["/usr/lib/xen/bin", "/usr/libexec/xen/bin", "/usr/local/lib/xen/bin"];
+
+/// dpkg-divert's name for the packaged one first: where it exists, the plain name is ours.
+const NAMES: [&str; 2] = ["libxl-save-helper.distrib", "libxl-save-helper"];
+
+/// The packaged helper cannot be run.
+#[derive(Debug)]
+pub(crate) enum PackagedError {
+    /// It is in none of the places.
+    NotFound {
+        /// The places.
+        looked_in: Vec<PathBuf>,
+    },
+    /// It is there and does not start.
+    Exec {
+        /// Which file.
+        file: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// It is stubctl under another name.
+    Loop,
+}
+
+impl fmt::Display for PackagedError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotFound { looked_in } => {
+                let places: Vec<String> = looked_in.iter().map(|path| path.display().to_string()).collect();
+                write!(f, "no packaged libxl-save-helper in {}: install xen-utils", places.join(", "))
+            }
+            Self::Exec { file, error } => write!(f, "cannot run {}: {error}", file.display()),
+            Self::Loop => {
+                write!(f, "the packaged libxl-save-helper is stubctl itself: install it by dpkg-divert")
+            }
+        }
+    }
+}
+
+impl std::error::Error for PackagedError {}
+
+/// Becomes the packaged helper; returns only when that fails.
+pub(crate) fn exec(arguments: &[OsString]) -> PackagedError {
+    if std::env::var_os(GUARD).is_some() {
+        return PackagedError::Loop;
+    }
+    let directories = directories();
+    let Some(file) = find(&directories, Path::new("/proc/self/exe")) else {
+        return PackagedError::NotFound { looked_in: directories };
+    };
+    let error = Command::new(&file).args(arguments).env(GUARD, "1").exec();
+    PackagedError::Exec { file, error }
+}
+
+/// The first helper there is that is not `ours`.
+fn find(directories: &[PathBuf], ours: &Path) -> Option<PathBuf> {
+    let names = NAMES.iter();
+    let candidates = names.flat_map(|name| directories.iter().map(move |directory| directory.join(name)));
+    candidates.into_iter().find(|file| file.is_file() && !is_same_file(file, ours))
+}
+
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    let identity = |path| fs::metadata(path).map(|data| (data.dev(), data.ino())).ok();
+    identity(a).is_some_and(|a| Some(a) == identity(b))
+}
+
+/// The directory of the running hypervisor's version first: several may be installed.
+fn directories() -> Vec<PathBuf> {
+    let version = |part| fs::read_to_string(format!("/sys/hypervisor/version/{part}"));
+    let running = match (version("major"), version("minor")) {
+        (Ok(major), Ok(minor)) => Some(format!("/usr/lib/xen-{}.{}/bin", major.trim(), minor.trim())),
+        _ => None,
+    };
+    running.into_iter().map(PathBuf::from).chain(DIRECTORIES.iter().map(PathBuf::from)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_diverted_helper_comes_before_ours_under_its_name() {
+        let root = std::env::temp_dir().join(format!("stubctl-packaged-{}", std::process::id()));
+        let (bin, ours) = (root.join("bin"), root.join("stubctl"));
+        fs::create_dir_all(&bin).unwrap();
+        fs::write(&ours, "").unwrap();
+        let directories = [root.join("absent"), bin.clone()];
+        let [diverted, plain] = NAMES.map(|name| bin.join(name));
+
+        std::os::unix::fs::symlink(&ours, &plain).unwrap();
+        let only_us = find(&directories, &ours);
+        fs::write(&diverted, "").unwrap();
+        let beside_us = find(&directories, &ours);
+        fs::remove_file(&diverted).unwrap();
+        fs::remove_file(&plain).unwrap();
+        fs::write(&plain, "").unwrap();
+        let not_installed = find(&directories, &ours);
+        fs::remove_dir_all(&root).unwrap();
+
+        assert_eq!((only_us, beside_us, not_installed), (None, Some(diverted), Some(plain)));
+    }
+}

@@ -1,0 +1,243 @@
+//! From "this guest wants a stub" to "its stub answers": create, link, give rights, unpause, greet.
+//!
+//! **Takes** a target and its configuration. **Gives** a paired stub and the open conversation. **Never** leaves a
+//! stub behind that did not come up: [`Stub`] destroys its domain when it is dropped, until it is told to stay.
+
+use crate::conf::{Conf, settled_name};
+use crate::control_channel::{ControlChannel, HEARTBEAT};
+use crate::error::Error;
+use crate::host::{Host, home};
+use crate::{net, xl_lock};
+use control::nodes;
+use std::fmt;
+use std::io::Read;
+use std::net::Ipv6Addr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use xen_front::types::Domid;
+
+/// What keeps a stub from starting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PairError {
+    /// The xl config of the stub is not there.
+    NoConfig(PathBuf),
+    /// `xl create` failed; its own words.
+    Create(String),
+    /// `xl create` did not end in time.
+    CreateTimeout(Duration),
+    /// `xl create` succeeded and there is no such domain.
+    Vanished(String),
+    /// The target is not HVM or PVH.
+    NotHvm(Domid),
+    /// The guest has no stub.
+    NoStub(String),
+    /// There is no such guest.
+    NoGuest(String),
+}
+
+impl fmt::Display for PairError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoConfig(path) => {
+                write!(f, "{} is not there: install the stub's xl config, or set \"config\"", path.display())
+            }
+            Self::Create(said) => write!(f, "xl create of the stub failed: {said}"),
+            Self::CreateTimeout(waited) => {
+                write!(f, "xl create of the stub did not end within {} s (start_timeout_s)", waited.as_secs())
+            }
+            Self::Vanished(name) => write!(f, "the stub {name} was created and is gone already"),
+            Self::NotHvm(target) => {
+                write!(f, "{target} is a PV domain: Xen ties a stub to HVM and PVH domains only")
+            }
+            Self::NoStub(guest) => write!(f, "{guest} has no stub (see stubctl attach)"),
+            Self::NoGuest(guest) => write!(f, "there is no domain {guest} (see xl list)"),
+        }
+    }
+}
+
+impl std::error::Error for PairError {}
+
+/// A stub domain that this process made; dropped, it is destroyed, unless [`Stub::keep`] was called.
+pub(crate) struct Stub<'a> {
+    host: &'a Host,
+    name: String,
+    target: Domid,
+    /// The stub's domain.
+    pub(crate) domid: Domid,
+    keep: bool,
+}
+
+impl<'a> Stub<'a> {
+    /// Makes a stub for `target`, gives it its rights and lets it run.
+    ///
+    /// # Errors
+    /// It cannot be made; nothing is left of it.
+    pub(crate) fn start(host: &'a Host, conf: &Conf, guest: &str, target: Domid) -> Result<Self, Error> {
+        xl_lock::check()?;
+        net::ensure_bridge(&conf.bridge)?;
+        let name = format!("{}-stubdom-{}", settled_name(guest), target.raw());
+        create(host, conf, &name)?;
+        let domid = host.domid_of(&name)?.ok_or_else(|| PairError::Vanished(name.clone()))?;
+        let stub = Self { host, name, target, domid, keep: false };
+        stub.link()?;
+        host.xen.set_target(domid, target)?;
+        net::isolate_port(domid);
+        host.xen.unpause(domid)?;
+        Ok(stub)
+    }
+
+    /// Waits for the stub to answer and tells it its target.
+    ///
+    /// # Errors
+    /// It does not come up in time.
+    pub(crate) fn greet(&self, conf: &Conf) -> Result<ControlChannel, Error> {
+        let patience = conf.start_timeout;
+        let (mut channel, known) = ControlChannel::open(self.host, self.domid, patience)?;
+        channel.pair(self.host, known, self.target, patience)?;
+        Ok(channel)
+    }
+
+    /// Lets the stub live on; it ends with its target.
+    pub(crate) fn keep(mut self) {
+        self.keep = true;
+    }
+
+    /// Writes the two links, each in the home of the other's partner and owned by dom0.
+    fn link(&self) -> Result<(), Error> {
+        let store = &self.host.store;
+        let of_target = home(self.target, nodes::STUB_OF_TARGET);
+        store.write(&home(self.domid, nodes::TARGET_OF_STUB), &self.target.raw().to_string())?;
+        store.write(&of_target, &self.domid.raw().to_string())?;
+        store.let_read(&of_target, self.domid)?;
+        Ok(())
+    }
+}
+
+impl Drop for Stub<'_> {
+    fn drop(&mut self) {
+        if !self.keep {
+            destroy(self.host, &self.name, self.domid, self.target);
+        }
+    }
+}
+
+/// Ends a stub for good and unlinks it from its target; failures are logged, there is nobody else to tell.
+pub(crate) fn destroy(host: &Host, name: &str, stub: Domid, target: Domid) {
+    // By number: the name may be another domain's by now.
+    if let Err(said) = xl(&["destroy", &stub.raw().to_string()]) {
+        log::warn!("cannot destroy the stub {name} ({stub}): {said}; do it by hand: xl destroy {name}");
+    }
+    let link = home(target, nodes::STUB_OF_TARGET);
+    if let Err(error) = host.store.remove(&link) {
+        log::warn!("{error}");
+    }
+}
+
+/// The living stub of a guest; both links must agree.
+pub(crate) fn find(host: &Host, target: Domid) -> Result<Option<Domid>, Error> {
+    let Some(stub) = host.domid_in(&home(target, nodes::STUB_OF_TARGET))? else { return Ok(None) };
+    let agrees = host.domid_in(&home(stub, nodes::TARGET_OF_STUB))? == Some(target);
+    let lives = host.xen.domain_info(stub)?.is_some_and(|info| !info.dying && !info.shutdown);
+    Ok((agrees && lives).then_some(stub))
+}
+
+/// The address at which a stub takes streams, and the interface it is on.
+pub(crate) fn stream_address(host: &Host, conf: &Conf, stub: Domid) -> Result<(Ipv6Addr, u32), Error> {
+    // The back end's copy of the MAC, which the stub cannot write.
+    let node = format!("/local/domain/0/backend/vif/{}/0/mac", stub.raw());
+    let mac = host.store.read(&node)?.unwrap_or_default();
+    Ok((net::link_local(&mac)?, net::interface_index(&conf.bridge)?))
+}
+
+/// Runs `xl create -p` with the guest's own name and network filled in.
+fn create(host: &Host, conf: &Conf, name: &str) -> Result<(), Error> {
+    if !conf.config.is_file() {
+        return Err(PairError::NoConfig(conf.config.clone()).into());
+    }
+    let mut child = spawn_create(conf, name).map_err(|error| PairError::Create(error.to_string()))?;
+    let start = Instant::now();
+    let result = loop {
+        match child.try_wait() {
+            Ok(Some(status)) if status.success() => return Ok(()),
+            Ok(Some(_)) => break Err(PairError::Create(last_words(&mut child)).into()),
+            Ok(None) => {}
+            Err(error) => break Err(PairError::Create(error.to_string()).into()),
+        }
+        if start.elapsed() >= conf.start_timeout {
+            break Err(PairError::CreateTimeout(conf.start_timeout).into());
+        }
+        if let Err(stop) = host.interrupt.wait(&[], HEARTBEAT / 10) {
+            break Err(stop.into());
+        }
+    };
+    abandon(host, child, name);
+    result
+}
+
+fn spawn_create(conf: &Conf, name: &str) -> std::io::Result<Child> {
+    let mut command = Command::new("xl");
+    command.args(["create", "-p", "-q"]).arg(&conf.config);
+    // xl reads these behind the file, and the last setting counts.
+    command.args(extra_settings(conf, name));
+    // libxl's pipes to this process are no business of the daemon that xl leaves behind.
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()
+}
+
+/// What the stub's config cannot know.
+fn extra_settings(conf: &Conf, name: &str) -> Vec<String> {
+    let memory = conf.memory_mib.map(|mib| format!("memory={mib}"));
+    let settings = [format!("name=\"{name}\""), format!("vif=[\"bridge={}\"]", conf.bridge)];
+    settings.into_iter().chain(memory).collect()
+}
+
+/// Ends an `xl create` that is still running and whatever domain it has made by now.
+fn abandon(host: &Host, mut child: Child, name: &str) {
+    // Both fail only when it has ended by itself.
+    let _ = child.kill();
+    let _ = child.wait();
+    if let Ok(Some(domid)) = host.domid_of(name)
+        && let Err(said) = xl(&["destroy", &domid.raw().to_string()])
+    {
+        log::warn!("cannot destroy the stub {name} ({domid}): {said}");
+    }
+}
+
+/// What a command that failed wrote to standard error, as one line.
+fn last_words(child: &mut Child) -> String {
+    let mut said = String::new();
+    if let Some(stderr) = &mut child.stderr {
+        // What cannot be read is missing from the message, no more.
+        let _ = stderr.take(8192).read_to_string(&mut said);
+    }
+    one_line(&said)
+}
+
+fn one_line(said: &str) -> String {
+    let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines.join("; ")
+}
+
+/// Runs an xl command to its end.
+pub(crate) fn xl(arguments: &[&str]) -> Result<(), String> {
+    let output = Command::new("xl").args(arguments).stdin(Stdio::null()).output();
+    let output = output.map_err(|error| format!("cannot run xl: {error}"))?;
+    if output.status.success() { Ok(()) } else { Err(one_line(&String::from_utf8_lossy(&output.stderr))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_extra_settings_are_xl_config_lines() {
+        let conf = Conf { memory_mib: Some(24), ..Conf::default() };
+        let expected = ["name=\"db-stubdom-7\"", "vif=[\"bridge=xenstub0\"]", "memory=24"];
+        assert_eq!(extra_settings(&conf, "db-stubdom-7"), expected);
+    }
+
+    #[test]
+    fn last_words_become_one_line() {
+        assert_eq!(one_line("libxl: error\n\n  cannot do\n"), "libxl: error; cannot do");
+    }
+}

@@ -1,0 +1,250 @@
+//! One restore through one stub: start it, hand it the stream, serve its requests, take its result.
+//!
+//! **Takes** a request of libxl's and the stream. **Gives** the gfns of the target's two rings. **Never** returns
+//! with a half-used stub alive, and never waits for a stub that neither takes bytes nor speaks.
+//!
+//! One thread and one poll loop: the relay moves what is ready, the conversation takes what has come, and every
+//! decision stands between two waits.
+
+use crate::broker::Broker;
+use crate::control_channel::{ControlChannel, ControlError, HEARTBEAT};
+use crate::error::Error;
+use crate::ffi::sys::Polled;
+use crate::helper::Request;
+use crate::pair::{self, Stub};
+use crate::relay::{self, Relay, RelayError};
+use crate::report::{Account, Outcome};
+use control::{FromStub, Phase, Progress, Receive, TOKEN_BYTES, ToStub};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+use xen_front::types::Gfn;
+
+/// How long a stub may take to explain why it closed the stream, or to acknowledge an abort.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// Restores the target; gives the gfns of its xenstore and console rings.
+///
+/// # Errors
+/// It failed, and the stub is gone.
+pub(crate) fn run(request: &Request, stream: OwnedFd) -> Result<(Gfn, Gfn), Error> {
+    let mut account = Account::start(&request.guest);
+    let result = serve(request, stream, &mut account);
+    match &result {
+        Ok(outcome) => account.restored(&outcome.report),
+        Err(error) => account.failed(error),
+    }
+    result.map(|outcome| (outcome.store, outcome.console))
+}
+
+fn serve(request: &Request, stream: OwnedFd, account: &mut Account) -> Result<Outcome, Error> {
+    let Request { host, conf, guest, .. } = request;
+    let stub = Stub::start(host, conf, guest, request.arguments.target)?;
+    log::info!("{guest}: stub {} started in {:.1} s", stub.domid, account.lap("create").as_secs_f64());
+    let channel = stub.greet(conf)?;
+    log::info!("{guest}: stub {} answers after {:.1} s", stub.domid, account.lap("greet").as_secs_f64());
+    let outcome = receive(request, &stub, channel, stream, account)?;
+    stub.keep();
+    Ok(outcome)
+}
+
+/// From `Receive` to `Restored`.
+fn receive(
+    request: &Request,
+    stub: &Stub<'_>,
+    mut channel: ControlChannel,
+    stream: OwnedFd,
+    account: &mut Account,
+) -> Result<Outcome, Error> {
+    let Request { host, conf, arguments, .. } = request;
+    let token = fresh_token()?;
+    let order = Receive {
+        token,
+        max_pages: request.info.max_pages,
+        store_port: arguments.store_port,
+        store_domid: arguments.store_domid,
+        console_port: arguments.console_port,
+        console_domid: arguments.console_domid,
+    };
+    channel.send(host, &ToStub::Receive(order))?;
+    channel.wait(host, conf.stall_timeout, "Listening", |message| {
+        matches!(message, FromStub::Listening).then_some(())
+    })?;
+    let (address, scope) = pair::stream_address(host, conf, stub.domid)?;
+    let sink = relay::connect(address, scope, &token, conf.stall_timeout)?;
+    account.lap("connect");
+    let relay = Relay::new(stream, sink)?;
+    let broker = Broker::new(&host.xen, arguments.target, request.libxl);
+    Receiving { request, channel, relay, broker, account, moved: Instant::now(), percent: 0 }.run()
+}
+
+fn fresh_token() -> Result<[u8; TOKEN_BYTES], Error> {
+    let mut token = [0; TOKEN_BYTES];
+    File::open("/dev/urandom")?.read_exact(&mut token)?;
+    Ok(token)
+}
+
+/// A receive under way.
+struct Receiving<'a> {
+    request: &'a Request,
+    channel: ControlChannel,
+    relay: Relay,
+    broker: Broker<'a>,
+    account: &'a mut Account,
+    /// When the stub last took bytes or spoke.
+    moved: Instant,
+    /// The last progress that libxl heard of.
+    percent: u64,
+}
+
+/// What a message of the stub's leads to.
+enum Step {
+    Nothing,
+    Answer(i32),
+    Progress(Progress),
+    Restored(Outcome),
+    Broken(Error),
+}
+
+impl Receiving<'_> {
+    fn run(mut self) -> Result<Outcome, Error> {
+        loop {
+            if let Some(outcome) = self.converse()? {
+                return Ok(outcome);
+            }
+            let (fill, drain) = self.wait()?;
+            if drain {
+                let drained = self.relay.drain();
+                self.note_drained(drained)?;
+            }
+            if fill {
+                let filled = self.relay.fill();
+                filled.map_err(|error| self.explain(error))?;
+            }
+            self.check_stall()?;
+        }
+    }
+
+    /// Waits for the stream, the stub or an interrupt; tells whether the relay can fill and drain.
+    fn wait(&mut self) -> Result<(bool, bool), Error> {
+        let host = &self.request.host;
+        let (source, sink) = (self.relay.source(), self.relay.sink());
+        let signalled = self.channel.readable();
+        let stand_in = host.store.fd();
+        let readable = Polled::readable(source.unwrap_or(stand_in.as_fd())).only_if(source.is_some());
+        let writable = Polled::writable(sink.unwrap_or(stand_in.as_fd())).only_if(sink.is_some());
+        let waited = Instant::now();
+        host.interrupt.wait(&[&signalled, &readable, &writable], HEARTBEAT)?;
+        if signalled.is_ready() {
+            self.channel.acknowledge();
+        }
+        if waited.elapsed() >= HEARTBEAT {
+            self.channel.check_alive(host)?;
+        }
+        Ok((readable.is_ready(), writable.is_ready()))
+    }
+
+    /// Takes every message that has come.
+    fn converse(&mut self) -> Result<Option<Outcome>, Error> {
+        loop {
+            let broker = &mut self.broker;
+            let next = self.channel.next(&mut |message| Some(step(broker, message)));
+            let Some(step) = next.map_err(|error| self.with_refusal(error))? else { return Ok(None) };
+            self.moved = Instant::now();
+            match step.unwrap_or(Step::Nothing) {
+                Step::Nothing => {}
+                Step::Answer(result) => self.channel.send(&self.request.host, &ToStub::Answer { result })?,
+                Step::Progress(progress) => self.show(progress),
+                Step::Restored(outcome) => return self.complete(outcome).map(Some),
+                Step::Broken(error) => return Err(error),
+            }
+        }
+    }
+
+    /// A stub that claims to be done before it had END is not believed: libxl would read on inside the stream.
+    fn complete(&mut self, outcome: Outcome) -> Result<Outcome, Error> {
+        if self.relay.is_done() {
+            return Ok(outcome);
+        }
+        Err(RelayError::Early(self.relay.place()).into())
+    }
+
+    fn show(&mut self, progress: Progress) {
+        if let Some(lap) = self.account.enter(progress.phase) {
+            log::info!("{}: {} ({lap})", self.request.guest, progress.phase.as_str());
+        }
+        let total = self.request.info.max_pages.max(1);
+        let percent = progress.nr_pages.min(total) * 100 / total;
+        // libxl prints a line for each: ten are enough.
+        if progress.phase == Phase::Memory && percent >= self.percent + 10 {
+            self.percent = percent;
+            // A libxl that is gone shows as a hang-up.
+            let _ = self.request.libxl.progress("Memory", progress.nr_pages.min(total), total);
+        }
+    }
+
+    fn note_drained(&mut self, drained: Result<usize, RelayError>) -> Result<(), Error> {
+        match drained {
+            Ok(0) => Ok(()),
+            Ok(_) => {
+                self.moved = Instant::now();
+                Ok(())
+            }
+            Err(error) => Err(self.explain(error)),
+        }
+    }
+
+    /// The relay broke: lets the stub say why, since it often knows more, and tells it to give up otherwise.
+    fn explain(&mut self, error: RelayError) -> Error {
+        let host = &self.request.host;
+        if !matches!(error, RelayError::Sink { .. }) {
+            log::debug!("telling the stub to give up: {error}");
+            // It is destroyed anyway.
+            let _ = self.channel.send(host, &ToStub::Abort);
+            let _ = self.channel.wait(host, LAST_WORDS, "Failed", |_| None::<()>);
+            return error.into();
+        }
+        match self.channel.wait(host, LAST_WORDS, "Failed", |_| None::<()>) {
+            Err(ControlError::Silent { .. }) | Ok(()) => error.into(),
+            Err(said) => self.with_refusal(said),
+        }
+    }
+
+    /// Adds dom0's own reason when the stub failed because dom0 refused it something.
+    fn with_refusal(&self, error: ControlError) -> Error {
+        match (error, self.broker.refusal()) {
+            (ControlError::Failed(text), Some(refusal)) => {
+                ControlError::Failed(format!("{text}: {refusal}")).into()
+            }
+            (error, _) => error.into(),
+        }
+    }
+
+    /// The stub owes something while bytes wait for it or END has gone out; a slow source is not its fault.
+    fn check_stall(&mut self) -> Result<(), Error> {
+        let owes = self.relay.sink().is_some() || self.relay.is_done();
+        if !owes {
+            self.moved = Instant::now();
+        }
+        let waited = self.request.conf.stall_timeout;
+        if self.moved.elapsed() < waited {
+            return Ok(());
+        }
+        let expected =
+            if self.relay.is_done() { "Restored after END" } else { "it to take more of the stream" };
+        Err(ControlError::Silent { expected, waited }.into())
+    }
+}
+
+fn step(broker: &mut Broker<'_>, message: FromStub<'_>) -> Step {
+    match message {
+        FromStub::Blob { kind, total, offset, bytes } => broker
+            .blob(kind, total, offset, bytes)
+            .map_or_else(|error| Step::Broken(error.into()), |()| Step::Nothing),
+        FromStub::Apply(request) => Step::Answer(broker.apply(request)),
+        FromStub::Progress(progress) => Step::Progress(progress),
+        FromStub::Restored { store, console, report } => Step::Restored(Outcome { store, console, report }),
+        _ => Step::Nothing,
+    }
+}

@@ -1,0 +1,202 @@
+//! `stubctl status`: every stub, its target, and the coarse state it shows in xenstore.
+//!
+//! **Takes** xenstore nodes and domain states. **Gives** a table or JSON. **Never** talks to a stub, so that it works
+//! while another stubctl does.
+
+use crate::cli::StatusArguments;
+use crate::error::Error;
+use crate::host::{Host, home};
+use control::nodes;
+use serde_json::{Value, json};
+use std::time::Duration;
+use xen_front::types::Domid;
+
+const PERIOD: Duration = Duration::from_secs(1);
+/// Clears a terminal and goes to its first line.
+const CLEAR: &str = "\x1b[H\x1b[2J";
+
+/// What is known of one stub. Numbers are what the stub says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Row {
+    stub: Domid,
+    target: Domid,
+    guest: String,
+    state: &'static str,
+    phase: String,
+    pass: u64,
+    nr_bytes: u64,
+    nr_pages: u64,
+    max_pages: u64,
+    superpages_1g: u64,
+    superpages_2m: u64,
+    pages_4k: u64,
+    error: Option<String>,
+}
+
+/// Lists the stubs, once or for ever.
+pub(crate) fn run(host: &Host, arguments: &StatusArguments) -> Result<(), Error> {
+    loop {
+        let rows = rows(host)?;
+        let text = if arguments.json { json(&rows) } else { table(&rows) };
+        if arguments.watch && !arguments.json {
+            print!("{CLEAR}");
+        }
+        println!("{text}");
+        if !arguments.watch {
+            return Ok(());
+        }
+        host.interrupt.wait(&[], PERIOD)?;
+    }
+}
+
+fn rows(host: &Host) -> Result<Vec<Row>, Error> {
+    let mut rows = Vec::new();
+    for stub in host.domains()? {
+        if let Some(target) = host.domid_in(&home(stub, nodes::TARGET_OF_STUB))? {
+            rows.push(row(host, stub, target)?);
+        }
+    }
+    rows.sort_by_key(|row| row.stub);
+    Ok(rows)
+}
+
+fn row(host: &Host, stub: Domid, target: Domid) -> Result<Row, Error> {
+    let text = |node| host.store.read(&home(stub, node));
+    let number = |node| host.store.read_number(&home(stub, node)).map(Option::unwrap_or_default);
+    let max_pages = host.xen.domain_info(target)?.map_or(0, |info| info.max_pages);
+    Ok(Row {
+        stub,
+        target,
+        guest: host.name_of(target)?.unwrap_or_else(|| "-".to_owned()),
+        state: state(host, stub)?,
+        phase: text(nodes::PHASE)?.unwrap_or_else(|| "-".to_owned()),
+        pass: number(nodes::PASS)?,
+        nr_bytes: number(nodes::BYTES)?,
+        nr_pages: number(nodes::PAGES)?,
+        max_pages,
+        superpages_1g: number(nodes::SUPERPAGES_1G)?,
+        superpages_2m: number(nodes::SUPERPAGES_2M)?,
+        pages_4k: number(nodes::PAGES_4K)?,
+        error: text(nodes::ERROR)?,
+    })
+}
+
+fn state(host: &Host, stub: Domid) -> Result<&'static str, Error> {
+    Ok(match host.xen.domain_info(stub)? {
+        None => "gone",
+        Some(info) if info.crashed => "crashed",
+        Some(info) if info.dying || info.shutdown => "ending",
+        Some(info) if info.paused => "paused",
+        Some(_) => "alive",
+    })
+}
+
+impl Row {
+    /// Pages of the first pass against the target's size; `None` outside a receive.
+    fn percent(&self) -> Option<u64> {
+        let receiving = ["opening", "memory", "precopy", "finishing"].contains(&self.phase.as_str());
+        let part = self.nr_pages.saturating_mul(100).checked_div(self.max_pages)?;
+        receiving.then_some(part.min(100))
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "stub": self.stub.raw(),
+            "target": self.target.raw(),
+            "guest": self.guest,
+            "state": self.state,
+            "phase": self.phase,
+            "percent": self.percent(),
+            "pass": self.pass,
+            "bytes": self.nr_bytes,
+            "pages": self.nr_pages,
+            "superpages_1g": self.superpages_1g,
+            "superpages_2m": self.superpages_2m,
+            "pages_4k": self.pages_4k,
+            "error": self.error,
+        })
+    }
+}
+
+fn json(rows: &[Row]) -> String {
+    Value::Array(rows.iter().map(Row::json).collect()).to_string()
+}
+
+fn table(rows: &[Row]) -> String {
+    if rows.is_empty() {
+        return "no stubs (see stubctl attach, and /etc/xen/stubdom for restores)".to_owned();
+    }
+    let mut lines = vec![line(["STUB", "GUEST", "STATE", "PHASE", "%", "PAGES", "1G", "2M", "4K"])];
+    for row in rows {
+        let percent = row.percent().map_or_else(|| "-".to_owned(), |percent| percent.to_string());
+        let numbers =
+            [row.nr_pages, row.superpages_1g, row.superpages_2m, row.pages_4k].map(|nr| nr.to_string());
+        let [pages, huge, large, small] = numbers.each_ref().map(String::as_str);
+        let guest = format!("{} ({})", plain(&row.guest), row.target);
+        let (stub, phase) = (row.stub.to_string(), plain(&row.phase));
+        lines.push(line([&stub, &guest, row.state, &phase, &percent, pages, huge, large, small]));
+        lines.extend(row.error.iter().map(|error| format!("      last error: {}", plain(error))));
+    }
+    lines.join("\n")
+}
+
+fn line(cells: [&str; 9]) -> String {
+    let [stub, guest, state, phase, percent, pages, huge, large, small] = cells;
+    let line = format!(
+        "{stub:<6}{guest:<24}{state:<9}{phase:<11}{percent:>4}{pages:>10}{huge:>5}{large:>7}{small:>9}"
+    );
+    line.trim_end().to_owned()
+}
+
+/// A stub's or guest's words without control characters.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Row {
+        Row {
+            stub: Domid::new(8),
+            target: Domid::new(7),
+            guest: "db".to_owned(),
+            state: "alive",
+            phase: "memory".to_owned(),
+            pass: 1,
+            nr_bytes: 1 << 20,
+            nr_pages: 16_640,
+            max_pages: 65_792,
+            superpages_1g: 0,
+            superpages_2m: 32,
+            pages_4k: 256,
+            error: None,
+        }
+    }
+
+    #[test]
+    fn a_receive_shows_its_percentage_and_an_idle_stub_none() {
+        assert_eq!(example().percent(), Some(25));
+        assert_eq!(Row { phase: "restored".to_owned(), ..example() }.percent(), None);
+        assert_eq!(Row { max_pages: 0, ..example() }.percent(), None);
+        assert_eq!(Row { nr_pages: u64::MAX, ..example() }.percent(), Some(100));
+    }
+
+    #[test]
+    fn the_table_has_a_line_a_stub_and_its_error_below() {
+        let rows = [Row { error: Some("bad\nrecord".to_owned()), ..example() }];
+        let expected = "\
+STUB  GUEST                   STATE    PHASE         %     PAGES   1G     2M       4K
+d8    db (d7)                 alive    memory       25     16640    0     32      256
+      last error: bad?record";
+        assert_eq!(table(&rows), expected);
+    }
+
+    #[test]
+    fn json_is_one_line() {
+        let text = json(&[example()]);
+        assert!(!text.contains('\n'));
+        assert!(text.contains("\"superpages_2m\":32"), "{text}");
+    }
+}

@@ -1,0 +1,193 @@
+//! `stubctl map`: which parts of a guest's memory are superpages, as its stub reads them from its own page table.
+//!
+//! **Takes** the pieces of a survey. **Gives** counts and one letter a region. **Never** pauses the guest, and leaves
+//! no stub behind that it started, unless asked to.
+
+use crate::cli::MapArguments;
+use crate::commands::Guest;
+use crate::conf::Conf;
+use crate::control_channel::{ControlChannel, ControlError};
+use crate::error::Error;
+use crate::host::Host;
+use crate::pair::{self, Stub};
+use control::{FromStub, RegionKind, ToStub};
+use serde_json::{Value, json};
+use xen_front::types::{Domid, Gfn, Order};
+
+/// A survey as far as it came.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Survey {
+    /// One for each 2 MiB region, from gfn 0.
+    regions: Vec<RegionKind>,
+    nr_contiguous_1g: u64,
+    nr_frames: u64,
+}
+
+/// A piece that does not belong where it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Misplaced {
+    expected: u64,
+    got: u64,
+}
+
+/// Surveys a guest and prints the result.
+pub(crate) fn run(host: &Host, arguments: &MapArguments) -> Result<(), Error> {
+    let guest = Guest::find(host, &arguments.guest)?;
+    let conf = guest.conf()?;
+    let survey = match pair::find(host, guest.domid)? {
+        Some(stub) => {
+            let (channel, known) = ControlChannel::open(host, stub, conf.stall_timeout)?;
+            ask(host, &conf, &guest, channel, known)?
+        }
+        None => with_new_stub(host, &conf, &guest, arguments.keep)?,
+    };
+    if arguments.json {
+        println!("{}", survey.json(&guest));
+    } else {
+        println!("{}", survey.text(&guest));
+    }
+    Ok(())
+}
+
+fn with_new_stub(host: &Host, conf: &Conf, guest: &Guest, keep: bool) -> Result<Survey, Error> {
+    let stub = Stub::start(host, conf, &guest.name, guest.domid)?;
+    let channel = stub.greet(conf)?;
+    let survey = ask(host, conf, guest, channel, Some(guest.domid))?;
+    if keep {
+        stub.keep();
+    }
+    Ok(survey)
+}
+
+fn ask(
+    host: &Host,
+    conf: &Conf,
+    guest: &Guest,
+    mut channel: ControlChannel,
+    known: Option<Domid>,
+) -> Result<Survey, Error> {
+    channel.pair(host, known, guest.domid, conf.stall_timeout)?;
+    let end = host.xen.end_gfn(guest.domid)?;
+    channel.send(host, &ToStub::Survey { end })?;
+    let mut survey = Survey::default();
+    let limit = nr_regions(end);
+    let done = channel.wait(host, conf.stall_timeout, "SurveyDone", |message| survey.take(limit, message))?;
+    done.map_err(|Misplaced { expected, got }| {
+        let text = format!("the survey goes on at region {got}, expected {expected} of {limit}");
+        ControlError::Failed(text)
+    })?;
+    Ok(survey)
+}
+
+fn nr_regions(end: Gfn) -> u64 {
+    end.raw().div_ceil(Order::PAGE_2M.nr_frames())
+}
+
+impl Survey {
+    /// Takes a message; `Some` when the survey is over.
+    fn take(&mut self, limit: u64, message: FromStub<'_>) -> Option<Result<(), Misplaced>> {
+        match message {
+            FromStub::Survey { first_region, kinds } => self.add(limit, first_region, kinds).err().map(Err),
+            FromStub::SurveyDone { nr_contiguous_1g, nr_frames } => {
+                (self.nr_contiguous_1g, self.nr_frames) = (nr_contiguous_1g, nr_frames);
+                Some(Ok(()))
+            }
+            _ => None,
+        }
+    }
+
+    fn add(&mut self, limit: u64, first_region: u64, codes: &[u8]) -> Result<(), Misplaced> {
+        let expected = self.regions.len() as u64;
+        let misplaced = Misplaced { expected, got: first_region };
+        if first_region != expected || expected + codes.len() as u64 > limit {
+            return Err(misplaced);
+        }
+        for code in codes {
+            self.regions.push(RegionKind::from_code(*code).ok_or(misplaced)?);
+        }
+        Ok(())
+    }
+
+    fn count(&self, kind: RegionKind) -> usize {
+        self.regions.iter().filter(|region| **region == kind).count()
+    }
+
+    /// Regions with any frame in them.
+    fn nr_used(&self) -> usize {
+        self.regions.len() - self.count(RegionKind::Hole)
+    }
+
+    fn json(&self, guest: &Guest) -> Value {
+        let map: String = self.regions.iter().map(|region| letter(*region)).collect();
+        json!({
+            "guest": guest.name,
+            "domid": guest.domid.raw(),
+            "regions_2m": self.nr_used(),
+            "superpages_2m": self.count(RegionKind::Superpage),
+            "small_2m": self.count(RegionKind::Small),
+            "partial_2m": self.count(RegionKind::Partial),
+            "superpages_1g": self.nr_contiguous_1g,
+            "frames": self.nr_frames,
+            "map": map,
+        })
+    }
+
+    fn text(&self, guest: &Guest) -> String {
+        format!(
+            "{} ({}): {} of {} regions of 2 MiB contiguous ({} in small pages, {} partial), {} of 1 GiB, {} frames",
+            guest.name,
+            guest.domid,
+            self.count(RegionKind::Superpage),
+            self.nr_used(),
+            self.count(RegionKind::Small),
+            self.count(RegionKind::Partial),
+            self.nr_contiguous_1g,
+            self.nr_frames
+        )
+    }
+}
+
+fn letter(region: RegionKind) -> char {
+    match region {
+        RegionKind::Hole => '.',
+        RegionKind::Superpage => 'S',
+        RegionKind::Small => 's',
+        RegionKind::Partial => 'p',
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(first_region: u64, kinds: &[u8]) -> FromStub<'_> {
+        FromStub::Survey { first_region, kinds }
+    }
+
+    #[test]
+    fn pieces_in_order_become_one_map() {
+        let mut survey = Survey::default();
+        assert_eq!(survey.take(6, piece(0, &[1, 1, 2])), None);
+        assert_eq!(survey.take(6, piece(3, &[0, 3])), None);
+        let done = FromStub::SurveyDone { nr_contiguous_1g: 0, nr_frames: 1600 };
+        assert_eq!(survey.take(6, done), Some(Ok(())));
+        let guest = Guest { domid: Domid::new(5), name: "db".to_owned() };
+        let value = survey.json(&guest);
+        assert_eq!(value["map"], "SSs.p");
+        assert_eq!((&value["regions_2m"], &value["superpages_2m"]), (&json!(4), &json!(2)));
+    }
+
+    #[test]
+    fn a_piece_out_of_place_or_over_the_end_is_refused() {
+        let mut survey = Survey::default();
+        assert_eq!(survey.take(4, piece(1, &[1])), Some(Err(Misplaced { expected: 0, got: 1 })));
+        assert_eq!(survey.take(4, piece(0, &[1; 5])), Some(Err(Misplaced { expected: 0, got: 0 })));
+        assert_eq!(survey.take(4, piece(0, &[9])), Some(Err(Misplaced { expected: 0, got: 0 })));
+    }
+
+    #[test]
+    fn a_guest_that_ends_inside_a_region_has_that_region() {
+        assert_eq!(nr_regions(Gfn::new(512)), 1);
+        assert_eq!(nr_regions(Gfn::new(513)), 2);
+    }
+}
