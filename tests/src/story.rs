@@ -156,6 +156,27 @@ impl Stage<'_> {
         number.ok_or_else(|| Stop::Failure("Xen's debug key m names no free memory".into()))
     }
 
+    /// Xen's free memory in KiB once it stays the same for a second.
+    ///
+    /// Xen keeps two pages of what it allocates for the first guest since boot (for dom0's event channels and grants):
+    /// take the measure to compare with after a guest has come and gone.
+    ///
+    /// # Errors
+    /// It does not settle.
+    pub fn settled_free_kib(&self) -> Telling<u64> {
+        let deadline = Instant::now() + RELEASE_LIMIT;
+        let mut last = self.free_kib()?;
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+            let now = self.free_kib()?;
+            if now == last {
+                return Ok(now);
+            }
+            ensure(Instant::now() < deadline, || format!("free memory does not settle: {last}, {now} KiB"))?;
+            last = now;
+        }
+    }
+
     /// Waits until Xen has as much free memory as `before`: destroyed domains give it back bit by bit.
     ///
     /// # Errors
