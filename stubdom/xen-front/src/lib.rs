@@ -37,9 +37,8 @@ pub mod grants;
 pub mod heap;
 pub mod hypercall;
 pub mod ledger;
-#[cfg(any(feature = "kernel", test))]
+pub mod m2p;
 mod mem;
-#[allow(dead_code, reason = "the window takes regions; it follows")]
 pub mod memory;
 #[allow(dead_code, reason = "the queues around the frame assembly follow")]
 pub mod net;
@@ -49,8 +48,8 @@ pub mod ring;
 pub mod shared_mem;
 pub mod start_info;
 pub mod target;
-#[allow(dead_code, reason = "the window probes; it follows")]
 mod traps;
 pub mod types;
 #[allow(dead_code, reason = "the server around the channel follows")]
 pub mod vchan;
+pub mod window;

@@ -30,6 +30,7 @@ pub(crate) unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
 ///
 /// # Safety
 /// `from` is readable and `to` writable for `len` bytes; `from` does not lie inside `to..to + len`, except at its start.
+#[cfg(any(feature = "kernel", test))]
 unsafe fn copy_down(to: *mut u8, from: *const u8, len: usize) {
     let tail = len % 8;
     let (to_end, from_end) = (to.wrapping_add(len).wrapping_sub(1), from.wrapping_add(len).wrapping_sub(1));

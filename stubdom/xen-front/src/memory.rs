@@ -195,6 +195,31 @@ impl Memory {
         Ok(unsafe { SharedMem::new(pointer(va), PAGE_SIZE) })
     }
 
+    /// Sets aside `nr_frames` pages of address space with nothing mapped, and the L1 tables that map them.
+    ///
+    /// The tables lie side by side in the linear mapping, in order and read-only: together they are one array of
+    /// entries, one a page of the region.
+    pub(crate) fn region(&mut self, nr_frames: usize) -> Result<Region, Error> {
+        let nr_tables = nr_frames.div_ceil(NR_ENTRIES);
+        let base = self.regions.start;
+        if nr_tables > NR_ENTRIES || base >= self.regions.end {
+            return Err(Error::NoSpace);
+        }
+        let directory = self.pages(1).ok_or(Error::NoMemory)?;
+        let tables = self.pages(nr_tables).ok_or(Error::NoMemory)?;
+        let addresses = |pages: &Pages| -> Box<[usize]> {
+            (0..pages.mfns().len()).map(|index| pages.page(index).as_ptr() as usize).collect()
+        };
+        // SAFETY: the page is zeroed, so holds valid entries, and `directory` is forgotten below, never written to.
+        unsafe { hook(&self.linear, &addresses(&directory), base, 3)? };
+        // SAFETY: as above; the caller gets the tables as memory to read.
+        unsafe { hook(&self.linear, &addresses(&tables), base, 2)? };
+        self.regions.start += REGION_BYTES;
+        // SAFETY: the tables are mapped side by side for ever (`Pages`), readable; nobody writes to them but Xen.
+        let entries = unsafe { SharedMem::new(tables.page(0), nr_tables * PAGE_SIZE) };
+        Ok(Region { base: pointer(base), entries, tables: tables.mfns })
+    }
+
     /// Allocates a page, zeroed.
     pub fn page(&self) -> Option<Page> {
         let base = zeroed_pages(1)?;
@@ -264,7 +289,7 @@ unsafe fn extend(linear: &Linear, mapped_end: usize, free: &mut usize) -> Result
         *free += PAGE_SIZE;
         fill_l1(linear, table, va);
         // SAFETY: the page is unused; the table maps memory behind everything mapped so far.
-        unsafe { hook(linear, &[table], va)? };
+        unsafe { hook(linear, &[table], va, 2)? };
         va += L1_SPAN;
     }
     Ok(linear.end().max(mapped_end)..end)
@@ -281,11 +306,12 @@ fn fill_l1(linear: &Linear, table: usize, va: usize) {
     }
 }
 
-/// Makes pages read-only and hooks them in as the tables that map from `va` on, one level below the existing one.
+/// Makes pages read-only and hooks them into the existing table of `level` as the tables that map from `va` on.
 ///
 /// # Safety
 /// The pages are ours, hold valid entries, and are not written to afterwards.
-unsafe fn hook(linear: &Linear, tables: &[usize], va: usize) -> Result<(), Error> {
+unsafe fn hook(linear: &Linear, tables: &[usize], va: usize, level: u32) -> Result<(), Error> {
+    let span = if level == 2 { L1_SPAN } else { REGION_BYTES };
     let mut batch = Batch::new();
     for &table in tables {
         let (maddr, _) = linear.entry(table, 1).ok_or(Error::Unmapped(table))?;
@@ -293,7 +319,7 @@ unsafe fn hook(linear: &Linear, tables: &[usize], va: usize) -> Result<(), Error
         unsafe { batch.push(maddr, Pte::new(linear.mfn(table).raw(), Flags::RO))? };
     }
     for (index, &table) in tables.iter().enumerate() {
-        let (maddr, _) = linear.entry(va + index * L1_SPAN, 2).ok_or(Error::Unmapped(va))?;
+        let (maddr, _) = linear.entry(va + index * span, level).ok_or(Error::Unmapped(va))?;
         // SAFETY: the entry maps nothing so far.
         unsafe { batch.push(maddr, Pte::new(linear.mfn(table).raw(), Flags::TABLE))? };
     }
@@ -364,6 +390,17 @@ impl Page {
         // through such handles only.
         unsafe { SharedMem::new(self.base, PAGE_SIZE) }
     }
+}
+
+/// Address space with nothing mapped, and its page table entries.
+#[derive(Debug)]
+pub(crate) struct Region {
+    /// Where it starts.
+    pub(crate) base: NonNull<u8>,
+    /// Its entries, 8 bytes a page, in order; Xen refuses writes to them.
+    pub(crate) entries: SharedMem,
+    /// The machine frames of its L1 tables, in order.
+    pub(crate) tables: Box<[Mfn]>,
 }
 
 /// Pages of our own, side by side, that others may look at. They are never freed: who owned a device once will own it

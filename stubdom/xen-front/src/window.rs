@@ -1,0 +1,202 @@
+//! The window: a fixed range of address space through which frames of a target are seen.
+//!
+//! **Takes** lists of frames. **Gives** their bytes, and the machine frame behind each. **Never** makes a Rust reference
+//! to a frame of another domain: bytes are copied in and out.
+//!
+//! It is a virtual-linear page table: the L1 tables of the range are allocated once and stand side by side, read-only, in
+//! our linear mapping, so the entry of slot `i` is `entries[i]`, one load and no walk (the idea of Xen/Arm's dirty-page
+//! tracing of 2013, without a recursive entry, which some builds of Xen refuse). From there come the machine address
+//! that `mmu_update` takes, and the machine frame that Xen has put in.
+//!
+//! A batch of any frames is one `mmu_update` (batched foreign mapping, Linux 2012) and, where slots are reused, one
+//! flush of the TLB; each frame that fails costs one call more.
+#![allow(unsafe_code, reason = "maps frames of another domain and copies their bytes")]
+
+use alloc::vec::Vec;
+
+use crate::abi::{MMU_NORMAL_PT_UPDATE, MMU_PT_UPDATE_NO_TRANSLATE, MmuUpdate};
+use crate::errno::Errno;
+use crate::hypercall::mmu;
+use crate::mem;
+use crate::memory::{Error, Memory, Region};
+use crate::pte::{self, Flags, NR_ENTRIES, Pte};
+use crate::target::Target;
+use crate::types::{Gfn, Mfn, PAGE_SIZE};
+
+/// What may be done to a frame through the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reading only.
+    Read,
+    /// Reading and writing.
+    Write,
+}
+
+impl Access {
+    const fn flags(self) -> Flags {
+        match self {
+            Self::Read => Flags::RO,
+            Self::Write => Flags::DATA,
+        }
+    }
+}
+
+/// A range of slots, each empty or showing one frame of the target.
+pub struct Window {
+    target: Target,
+    region: Region,
+    nr_slots: usize,
+    /// Slots from the first that may show something.
+    nr_used: usize,
+    /// Arguments of the next `mmu_update`; never grows past its first capacity.
+    updates: Vec<MmuUpdate>,
+}
+
+impl Window {
+    /// Makes a window of `nr_slots` empty slots on the target; allocates all that it will ever need.
+    ///
+    /// # Errors
+    /// Pages or addresses have run out, or Xen refuses the page tables.
+    pub fn new(memory: &mut Memory, target: Target, nr_slots: usize) -> Result<Self, Error> {
+        let region = memory.region(nr_slots)?;
+        Ok(Self { target, region, nr_slots, nr_used: 0, updates: Vec::with_capacity(nr_slots) })
+    }
+
+    /// Shows the frame behind `gfns[i]` in slot `i`, and empties all other slots.
+    ///
+    /// `errors[i]` becomes 0 or `-errno`; a frame that fails leaves its slot empty. `gfns` has at most as many entries
+    /// as there are slots, `errors` as many as `gfns`.
+    pub fn map(&mut self, access: Access, gfns: &[Gfn], errors: &mut [i32]) {
+        self.show(MMU_NORMAL_PT_UPDATE, access, gfns.iter().map(|gfn| gfn.raw()), errors);
+    }
+
+    /// As [`map`](Self::map), for machine frames: those of the target that have no gfn.
+    pub fn map_mfns(&mut self, access: Access, mfns: &[Mfn], errors: &mut [i32]) {
+        self.show(MMU_PT_UPDATE_NO_TRANSLATE, access, mfns.iter().map(|mfn| mfn.raw()), errors);
+    }
+
+    /// Empties all slots.
+    pub fn unmap(&mut self) {
+        self.map(Access::Read, &[], &mut []);
+    }
+
+    /// Returns which machine frame a slot shows; `None` when it is empty.
+    pub fn mfn(&self, slot: usize) -> Option<Mfn> {
+        assert!(slot < self.nr_slots, "a slot outside the window");
+        Pte::from_raw(self.region.entries.read::<u64>(slot * size_of::<u64>())).mfn()
+    }
+
+    /// Copies `bytes` into the window from byte `offset` of `slot` on, running over into the slots that follow.
+    ///
+    /// All of these must show something; those mapped for reading only fault.
+    pub fn write(&mut self, slot: usize, offset: usize, bytes: &[u8]) {
+        let to = self.shown(slot, offset, bytes.len());
+        // SAFETY: `to` is mapped for all the bytes (`shown`), in address space of the window alone; `bytes` is private.
+        unsafe { mem::copy(to, bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// Copies from byte `offset` of `slot` on into `out`.
+    pub fn read(&self, slot: usize, offset: usize, out: &mut [u8]) {
+        let from = self.shown(slot, offset, out.len());
+        // SAFETY: `from` is mapped for all the bytes (`shown`); `out` is private and writable.
+        unsafe { mem::copy(out.as_mut_ptr(), from, out.len()) };
+    }
+
+    /// Copies the frame in slot `from` over the one in slot `to`.
+    pub fn copy_frame(&mut self, from: usize, to: usize) {
+        let (from, to) = (self.shown(from, 0, PAGE_SIZE), self.shown(to, 0, PAGE_SIZE));
+        // SAFETY: both are mapped for a page (`shown`) and page-aligned: equal or apart.
+        unsafe { mem::copy(to, from, PAGE_SIZE) };
+    }
+
+    /// Tells whether `bytes` stand from byte `offset` of `slot` on.
+    pub fn matches(&self, slot: usize, offset: usize, bytes: &[u8]) -> bool {
+        let left = self.shown(slot, offset, bytes.len());
+        // SAFETY: `left` is mapped for all the bytes (`shown`); `bytes` is readable.
+        unsafe { mem::compare(left, bytes.as_ptr(), bytes.len()) == 0 }
+    }
+
+    /// Tells whether two slots hold the same bytes.
+    pub fn frames_match(&self, left: usize, right: usize) -> bool {
+        let (left, right) = (self.shown(left, 0, PAGE_SIZE), self.shown(right, 0, PAGE_SIZE));
+        // SAFETY: both are mapped for a page (`shown`).
+        unsafe { mem::compare(left, right, PAGE_SIZE) == 0 }
+    }
+
+    /// Fills the frame in `slot` with zero bytes.
+    pub fn zero(&mut self, slot: usize) {
+        let to = self.shown(slot, 0, PAGE_SIZE);
+        // SAFETY: `to` is mapped for a page (`shown`), in address space of the window alone.
+        unsafe { mem::fill(to, 0, PAGE_SIZE) };
+    }
+
+    /// Returns the address of a byte range in the window, all of whose slots show something.
+    fn shown(&self, slot: usize, offset: usize, len: usize) -> *mut u8 {
+        let end_slot = slot + (offset + len).div_ceil(PAGE_SIZE);
+        assert!((slot..end_slot).all(|slot| self.mfn(slot).is_some()), "an empty slot is accessed");
+        self.region.base.as_ptr().wrapping_add(slot * PAGE_SIZE + offset)
+    }
+
+    /// One `mmu_update` for all, one more for each frame that fails, one flush if slots are reused.
+    fn show(
+        &mut self,
+        command: u64,
+        access: Access,
+        frames: impl ExactSizeIterator<Item = u64>,
+        errors: &mut [i32],
+    ) {
+        let nr_frames = frames.len();
+        assert!(nr_frames <= self.nr_slots && nr_frames == errors.len(), "more frames than slots");
+        let (nr_used, tables) = (self.nr_used, &self.region.tables);
+        let entry = |slot: usize, command: u64, pte: Pte| MmuUpdate {
+            ptr: pte::entry_maddr(tables[slot / NR_ENTRIES], slot) | command,
+            val: pte.raw(),
+        };
+        let shown = frames.enumerate();
+        let shown = shown.map(|(slot, frame)| entry(slot, command, Pte::new(frame, access.flags())));
+        let emptied = (nr_frames..nr_used).map(|slot| entry(slot, MMU_NORMAL_PT_UPDATE, Pte::EMPTY));
+        self.updates.clear();
+        self.updates.extend(shown.chain(emptied));
+        self.nr_used = nr_frames;
+        self.send(nr_used, errors);
+        if nr_used > 0 {
+            // PANIC: flushing our own TLB has no way to fail; going on without it would write to the wrong frame.
+            mmu::tlb_flush_local().expect("TLB flush");
+        }
+    }
+
+    /// Sends the updates; where one fails, notes it, empties its slot if it was used, and goes on behind it.
+    fn send(&mut self, nr_used: usize, errors: &mut [i32]) {
+        errors.fill(0);
+        let mut first = 0;
+        while first < self.updates.len() {
+            let (nr_done, result) = self.update(first);
+            let failed = first + nr_done;
+            let Err(errno) = result else { return };
+            if let Some(error) = errors.get_mut(failed) {
+                *error = -errno.raw();
+            }
+            first = failed + 1;
+            if failed < nr_used {
+                self.empty(failed);
+            }
+        }
+    }
+
+    /// Empties a slot whose new frame was refused: it still shows the old one.
+    fn empty(&mut self, slot: usize) {
+        self.updates[slot].val = Pte::EMPTY.raw();
+        self.updates[slot].ptr &= !MMU_PT_UPDATE_NO_TRANSLATE;
+        let update = &self.updates[slot..=slot];
+        // SAFETY: as in `update`.
+        let (_, result) = unsafe { mmu::mmu_update(update, self.target.domid()) };
+        // PANIC: Xen takes an empty entry for a table of our own whatever it held before.
+        result.expect("emptying a slot");
+    }
+
+    fn update(&self, first: usize) -> (usize, Result<(), Errno>) {
+        // SAFETY: the entries are those of the window's own address space, where no Rust value ever lives, and name
+        // frames of another domain (`Target`), so no memory of ours is mapped a second time.
+        unsafe { mmu::mmu_update(&self.updates[first..], self.target.domid()) }
+    }
+}
