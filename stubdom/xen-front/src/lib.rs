@@ -40,7 +40,6 @@ pub mod ledger;
 pub mod m2p;
 mod mem;
 pub mod memory;
-#[allow(dead_code, reason = "the queues around the frame assembly follow")]
 pub mod net;
 pub mod panic;
 pub mod pte;
@@ -50,6 +49,7 @@ pub mod start_info;
 pub mod target;
 mod traps;
 pub mod types;
-#[allow(dead_code, reason = "the server around the channel follows")]
 pub mod vchan;
 pub mod window;
+pub mod xenbus;
+pub mod xenstore;

@@ -21,3 +21,17 @@ pub fn crash(info: &PanicInfo<'_>) -> ! {
 fn panic(info: &PanicInfo<'_>) -> ! {
     crash(info)
 }
+
+/// What the prebuilt `alloc` refers to in its landing pads. With `panic = "abort"` nothing ever unwinds to them.
+#[cfg(feature = "kernel")]
+mod unwind {
+    #![allow(unsafe_code, reason = "symbols that the linker looks for")]
+
+    #[unsafe(no_mangle)]
+    extern "C" fn rust_eh_personality() {}
+
+    #[unsafe(no_mangle)]
+    extern "C" fn _Unwind_Resume() -> ! {
+        panic!("unwinding");
+    }
+}

@@ -11,6 +11,7 @@ pub(super) fn rows() -> Vec<Row> {
     start(&mut rows);
     hypercalls(&mut rows);
     hvm(&mut rows);
+    xenbus(&mut rows);
     rows
 }
 
@@ -155,4 +156,37 @@ fn hvm(rows: &mut Vec<Row>) {
         "u.getdomaininfo.shared_info_frame" = getdomaininfo.shared_info_frame,
         "u.getdomaininfo.cpu_time" = getdomaininfo.cpu_time,
     });
+}
+
+/// Xenstore's ring and the device states, which their own modules state.
+fn xenbus(rows: &mut Vec<Row>) {
+    use crate::xenbus::State;
+    use crate::xenstore::wire::Kind;
+    use crate::xenstore::{REQ, REQ_CONS, REQ_PROD, RSP, RSP_CONS, RSP_PROD};
+    constants!(
+        rows,
+        "offsetof(struct xenstore_domain_interface, req)" = REQ,
+        "offsetof(struct xenstore_domain_interface, rsp)" = RSP,
+        "offsetof(struct xenstore_domain_interface, req_cons)" = REQ_CONS,
+        "offsetof(struct xenstore_domain_interface, req_prod)" = REQ_PROD,
+        "offsetof(struct xenstore_domain_interface, rsp_cons)" = RSP_CONS,
+        "offsetof(struct xenstore_domain_interface, rsp_prod)" = RSP_PROD,
+        "XS_READ" = Kind::Read,
+        "XS_WATCH" = Kind::Watch,
+        "XS_UNWATCH" = Kind::Unwatch,
+        "XS_TRANSACTION_START" = Kind::TransactionStart,
+        "XS_TRANSACTION_END" = Kind::TransactionEnd,
+        "XS_WRITE" = Kind::Write,
+        "XS_RM" = Kind::Rm,
+        "XS_WATCH_EVENT" = Kind::WatchEvent,
+        "XS_ERROR" = Kind::Error,
+        "XenbusStateInitialising" = State::Initialising,
+        "XenbusStateInitWait" = State::InitWait,
+        "XenbusStateInitialised" = State::Initialised,
+        "XenbusStateConnected" = State::Connected,
+        "XenbusStateClosing" = State::Closing,
+        "XenbusStateClosed" = State::Closed,
+        "XenbusStateReconfiguring" = State::Reconfiguring,
+        "XenbusStateReconfigured" = State::Reconfigured,
+    );
 }

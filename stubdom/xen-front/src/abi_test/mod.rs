@@ -60,6 +60,7 @@ const PROLOGUE: &str = r#"
 #include <xen/hvm/dm_op.h>
 #include <xen/hvm/params.h>
 #include <xen/io/console.h>
+#include <xen/io/xenbus.h>
 #include <xen/io/xs_wire.h>
 #include <xen/io/ring.h>
 #include <xen/io/netif.h>

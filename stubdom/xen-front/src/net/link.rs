@@ -11,7 +11,7 @@ use super::{NR_RX_SLOTS, NetError};
 use crate::errno::Errno;
 use crate::grants::{Access, GrantTable, Lease};
 use crate::hypercall::event_channel;
-use crate::memory::Pages;
+use crate::memory::{Memory, Pages};
 use crate::ring::{FrontRing, Notify};
 use crate::types::{Domid, Gref, Port};
 use alloc::boxed::Box;
@@ -24,8 +24,18 @@ const RX_RING: usize = 1;
 const TX_PAGES: Range<usize> = 2..2 + NR_TX_PAGES;
 const RX_PAGES: Range<usize> = TX_PAGES.end..TX_PAGES.end + NR_RX_PAGES;
 
-/// Pages that a front end needs.
-pub(super) const NR_PAGES: usize = RX_PAGES.end;
+const NR_PAGES: usize = RX_PAGES.end;
+
+/// The pages of a link, which one link at a time uses.
+#[derive(Debug)]
+pub(super) struct LinkPages(Pages);
+
+impl LinkPages {
+    /// Allocates them, for ever.
+    pub(super) fn new(memory: &Memory) -> Option<Self> {
+        memory.pages(NR_PAGES).map(Self)
+    }
+}
 
 /// Why a connection could not be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,8 +82,10 @@ pub(super) struct Link {
     pub(super) rx: RxQueue,
     pub(super) tx: TxQueue,
     pub(super) ports: Ports,
-    /// The rings' pages, transmit first, then the transmit buffers'.
-    leases: Vec<Lease>,
+    /// Of the transmit and the receive ring.
+    rings: [Lease; 2],
+    /// Of the transmit buffers.
+    buffers: Vec<Lease>,
 }
 
 impl Link {
@@ -81,52 +93,55 @@ impl Link {
     ///
     /// # Errors
     /// Grants or event channels have run out; nothing is left behind.
-    ///
-    /// # Safety
-    /// `pages` are [`NR_PAGES`] pages that only this link uses while it or a lease of it lives.
-    pub(super) unsafe fn new(
-        pages: &Pages,
+    pub(super) fn new(
+        LinkPages(pages): &LinkPages,
         grants: &mut GrantTable,
         backend: Domid,
         split: bool,
     ) -> Result<Self, LinkError> {
         let ports = Ports::new(backend, split).map_err(LinkError::NoPort)?;
-        let leased = lease(pages, grants, TX_RING..TX_PAGES.end, backend).and_then(|leases| {
-            match lease(pages, grants, RX_PAGES.start..RX_PAGES.start + NR_RX_SLOTS, backend) {
-                Some(buffers) => Some((leases, buffers)),
-                None => {
-                    release(grants, leases);
-                    None
-                }
-            }
-        });
-        let Some((mut leases, buffers)) = leased else {
+        let Some(leases) = lease(pages, grants, backend) else {
             ports.close();
             return Err(LinkError::NoGrant);
         };
-        // SAFETY: the pages stay mapped for ever (`Pages`) and are this link's alone (the caller's obligation); this
-        // page becomes the transmit ring, and nothing else.
+        Ok(Self::start(pages, leases, ports))
+    }
+
+    fn start(pages: &Pages, mut leases: Leases, ports: Ports) -> Self {
+        let tx_grefs: Box<[Gref]> = leases.buffers_tx.iter().map(Lease::gref).collect();
+        // SAFETY: the pages stay mapped for ever (`Pages`) and are this link's alone (`LinkPages`); this one becomes
+        // the transmit ring, and nothing else.
         let tx_ring = unsafe { FrontRing::new(pages.page(TX_RING)) };
         // SAFETY: as above, for the receive ring.
         let rx_ring = unsafe { FrontRing::new(pages.page(RX_RING)) };
-        let tx_grefs: Box<[Gref]> = leases.iter().skip(TX_PAGES.start).map(Lease::gref).collect();
         // SAFETY: the pages are mapped for ever and this link's alone; `lease` grants them read-only.
         let tx_pages = unsafe { TxPages::new(pages.page(TX_PAGES.start), tx_grefs) };
         // SAFETY: the pages are mapped for ever and this link's alone; lease i is that of page i, the only one.
-        let buffers = unsafe { Buffers::new(pages.page(RX_PAGES.start), NR_RX_PAGES, buffers.into()) };
-        leases.iter_mut().for_each(Lease::lend);
+        let buffers =
+            unsafe { Buffers::new(pages.page(RX_PAGES.start), NR_RX_PAGES, leases.buffers_rx.into()) };
+        leases.rings.iter_mut().chain(&mut leases.buffers_tx).for_each(Lease::lend);
         let mut rx = RxQueue::new(rx_ring, buffers);
         // Nobody listens yet; the back end looks at the ring when it connects.
         let _ = rx.refill();
-        Ok(Self { rx, tx: TxQueue::new(tx_ring, tx_pages), ports, leases })
+        Self {
+            rx,
+            tx: TxQueue::new(tx_ring, tx_pages),
+            ports,
+            rings: leases.rings,
+            buffers: leases.buffers_tx,
+        }
     }
 
     /// Returns the grants of the transmit and the receive ring.
-    pub(super) fn ring_refs(&self) -> Option<(Gref, Gref)> {
-        match self.leases.as_slice() {
-            [tx, rx, ..] => Some((tx.gref(), rx.gref())),
-            _ => None,
-        }
+    pub(super) const fn ring_refs(&self) -> (Gref, Gref) {
+        let [tx, rx] = &self.rings;
+        (tx.gref(), rx.gref())
+    }
+
+    /// Wakes the back end that has just connected: it has not been told of the buffers.
+    pub(super) fn kick(&mut self) {
+        self.flush();
+        send(self.ports.rx);
     }
 
     /// Takes the next frame and the queue for an answer; nothing while there is no room for an answer.
@@ -160,25 +175,33 @@ impl Link {
     /// Ends the connection; returns the leases of pages that the back end still uses.
     pub(super) fn end(self, grants: &mut GrantTable) -> Vec<Lease> {
         self.ports.close();
-        let leases = self.leases.into_iter().chain(self.rx.into_leases());
+        let leases = self.rings.into_iter().chain(self.buffers).chain(self.rx.into_leases());
         release(grants, leases)
     }
 }
 
-/// Prepares the grants of some pages: the transmit buffers read-only, all else writable.
-fn lease(pages: &Pages, grants: &mut GrantTable, range: Range<usize>, backend: Domid) -> Option<Vec<Lease>> {
-    let mut leases = Vec::with_capacity(range.len());
-    for index in range {
+/// The grants of a link.
+struct Leases {
+    rings: [Lease; 2],
+    buffers_tx: Vec<Lease>,
+    buffers_rx: Vec<Lease>,
+}
+
+/// Prepares the grants of a link's pages: the transmit buffers read-only, all else writable. Nothing is lent yet.
+fn lease(pages: &Pages, grants: &mut GrantTable, backend: Domid) -> Option<Leases> {
+    let mut leases = Vec::with_capacity(NR_PAGES);
+    for (index, &mfn) in pages.mfns().iter().enumerate().take(RX_PAGES.start + NR_RX_SLOTS) {
         let access = if TX_PAGES.contains(&index) { Access::ReadOnly } else { Access::ReadWrite };
-        match pages.mfns().get(index).and_then(|&mfn| grants.lease(mfn, backend, access)) {
-            Some(lease) => leases.push(lease),
-            None => {
-                release(grants, leases);
-                return None;
-            }
-        }
+        leases.extend(grants.lease(mfn, backend, access));
     }
-    Some(leases)
+    if leases.len() < RX_PAGES.start + NR_RX_SLOTS {
+        release(grants, leases);
+        return None;
+    }
+    let buffers_rx = leases.split_off(RX_PAGES.start);
+    let buffers_tx = leases.split_off(TX_PAGES.start);
+    let rings = leases.try_into().ok()?;
+    Some(Leases { rings, buffers_tx, buffers_rx })
 }
 
 /// Ends leases; returns those that the other domain still uses.

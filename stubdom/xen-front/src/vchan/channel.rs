@@ -144,7 +144,7 @@ impl Channel {
 
     /// Tells whether bytes of the client wait to be read; a nonsense index is for [`Channel::read`] to report.
     pub(super) fn is_readable(&self) -> bool {
-        self.left.distance(self.page.read(LEFT + PROD), Side::Reader) != Ok(0)
+        self.left.distance(self.page.read(LEFT + PROD), Side::Reader).is_ok_and(|ready| ready > 0)
     }
 
     /// Reads what is there, at most `out`, and asks for an event when more comes if that was not enough.

@@ -16,7 +16,10 @@ use crate::hypercall::event_channel;
 use crate::memory::{Memory, Pages};
 use crate::ring::Notify;
 use crate::shared_mem::SharedMem;
-use crate::types::{Domid, Gref, PAGE_SHIFT, PAGE_SIZE, Port};
+use crate::types::{Domid, PAGE_SHIFT, PAGE_SIZE, Port};
+use crate::xenstore::{self, Xenstore};
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 use channel::{Channel, Client};
 
@@ -60,12 +63,17 @@ pub struct Server {
     channel: Channel,
     state: State,
     port: Port,
+    /// The rendezvous' directory in xenstore.
+    path: String,
+    /// The rendezvous is there.
+    published: bool,
     /// The interface page's, the left ring's, the right ring's.
     leases: Vec<Lease>,
 }
 
 impl Server {
-    /// Makes a channel that `client` may connect to. `left_order` is the log2 of the bytes of the ring that the client
+    /// Makes a channel that `client`, which must be allowed to read our part of xenstore, may connect to once
+    /// [`Server::follow`] has said so at `path`. `left_order` is the log2 of the bytes of the ring that the client
     /// writes, `right_order` that of the one that it reads: 12 to 20, which is what libxenvchan takes.
     ///
     /// # Errors
@@ -74,6 +82,7 @@ impl Server {
         memory: &Memory,
         grants: &mut GrantTable,
         client: Domid,
+        path: &str,
         left_order: u32,
         right_order: u32,
     ) -> Result<Self, Error> {
@@ -85,24 +94,52 @@ impl Server {
         let port = event_channel::alloc_unbound(client).map_err(Error::NoPort)?;
         let rings = (view(&pages, 1, nr_left), view(&pages, 1 + nr_left, nr_right));
         let channel = Channel::new(view(&pages, 0, 1), rings.0, rings.1);
-        let mut server = Self { channel, state: State::Closing, port, leases };
+        let mut server =
+            Self { channel, state: State::Closing, port, path: path.into(), published: false, leases };
         server.leases.iter_mut().for_each(Lease::lend);
         server.open();
         Ok(server)
     }
 
-    /// Returns the event channel to wait on, and to offer as `event-channel`.
+    /// Returns the event channel to wait on.
     pub const fn port(&self) -> Port {
         self.port
     }
 
-    /// Returns the grant of the interface page, to offer as `ring-ref`.
-    pub fn ring_ref(&self) -> Option<Gref> {
-        self.leases.first().map(Lease::gref)
+    /// Looks how the conversation is, gets ready for the next client when the last one has let go, and says in xenstore
+    /// where the channel is as long as nobody is connected.
+    ///
+    /// # Errors
+    /// Xenstore's; the next call tries again.
+    pub fn follow(&mut self, store: &mut Xenstore) -> Result<Status, xenstore::Error> {
+        let status = self.status();
+        match self.state {
+            State::Offered if !self.published => self.publish(store)?,
+            State::Open | State::Closing if self.published => {
+                store.remove(&self.path)?;
+                self.published = false;
+            }
+            _ => {}
+        }
+        Ok(status)
     }
 
-    /// Looks how the conversation is, and gets ready for the next client when the last one has let go.
-    pub fn status(&mut self) -> Status {
+    /// Writes both nodes at once: a client reads the grant first and takes a missing port for a failure.
+    fn publish(&mut self, store: &mut Xenstore) -> Result<(), xenstore::Error> {
+        let ring_ref = self.leases.first().map_or(0, |lease| lease.gref().raw());
+        store.transaction(|store, transaction| {
+            store.write_in(transaction, &format!("{}/ring-ref", self.path), &format!("{ring_ref}"))?;
+            store.write_in(
+                transaction,
+                &format!("{}/event-channel", self.path),
+                &format!("{}", self.port.raw()),
+            )
+        })?;
+        self.published = true;
+        Ok(())
+    }
+
+    fn status(&mut self) -> Status {
         let client = self.channel.client();
         // A client that came and went before anybody looked has had its conversation too.
         if self.state == State::Offered && client != Client::Awaited {
