@@ -2,6 +2,11 @@
 #![no_std]
 #![no_main]
 
+extern crate alloc;
+
+#[allow(dead_code, reason = "the main loop that uses it follows")]
+mod net;
+
 use xen_front::boot::Domain;
 use xen_front::hypercall::version;
 
