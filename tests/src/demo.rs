@@ -10,7 +10,7 @@ mod table;
 use crate::error::{Doing, Error, Result};
 use crate::machine::{Machine, Options};
 use crate::place::Place;
-use crate::story::{Stage, Telling, Verdict, ensure};
+use crate::story::{Stage, THROUGH_STUB, Telling, Verdict, ensure};
 use crate::survey::Survey;
 use serde_json::Value;
 use std::fmt::Display;
@@ -22,9 +22,6 @@ const GUESTS: &[&str] = &["pvh-256", "hvm-256"];
 
 /// Their memory in MiB.
 const GUEST_MIB: u64 = 256;
-
-/// What makes libxl use the stub for one command.
-const THROUGH_STUB: &str = "LIBXL_SAVE_HELPER=/usr/sbin/stubctl ";
 
 /// What was seen of one guest.
 #[derive(Debug)]
@@ -97,7 +94,7 @@ impl Clock {
 fn show(stage: &Stage, guest: &'static str, clock: &Clock) -> Telling<Seen> {
     clock.say("starting it (an HVM guest takes half a minute here)");
     stage.create(guest)?;
-    let fresh = survey(stage, guest)?;
+    let fresh = Survey::take(stage, guest)?;
     stage.ask(guest, "freeze")?;
     let checksum = stage.ask(guest, "verify")?.value("sum")?.to_owned();
     clock.say(format!("fresh, checksum {checksum}; stock xl save"));
@@ -118,11 +115,7 @@ fn show(stage: &Stage, guest: &'static str, clock: &Clock) -> Telling<Seen> {
 fn restore(stage: &Stage, guest: &str, environment: &str) -> Telling<Restored> {
     let seconds = timed(stage, &format!("{environment}xl restore /var/lib/xen/save/{guest}"))?;
     let checksum = stage.ask(guest, "verify")?.value("sum")?.to_owned();
-    Ok(Restored { seconds, survey: survey(stage, guest)?, checksum })
-}
-
-fn survey(stage: &Stage, guest: &str) -> Telling<Survey> {
-    Ok(Survey::parse(&stage.sh(&format!("stubctl map --json {guest} 2>/dev/null"))?)?)
+    Ok(Restored { seconds, survey: Survey::take(stage, guest)?, checksum })
 }
 
 fn stub_report(stage: &Stage, guest: &str) -> Telling<Value> {

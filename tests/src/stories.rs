@@ -1,8 +1,24 @@
 //! The stories, in the order in which they are told.
 
+mod hostile;
+mod order;
+mod release;
+mod restore;
 mod stock;
 
 use crate::story::Story;
 
 /// Every story that `scripts/test` tells.
-pub const ALL: &[Story] = &[stock::SAVE_AND_RESTORE];
+pub const ALL: &[Story] = &[
+    stock::SAVE_AND_RESTORE,
+    restore::PVH_256,
+    restore::HVM_256,
+    restore::PVH_1024,
+    restore::HVM_1024,
+    order::ANY_ORDER,
+    release::TEN_ROUNDS,
+    release::TWO_AT_ONCE,
+    hostile::DAMAGED,
+    hostile::CUT,
+    restore::ONE_GIB,
+];

@@ -17,6 +17,9 @@ const SCRIPT_LIMIT: Duration = Duration::from_secs(300);
 /// Longest time for Xen to take back a destroyed guest's memory.
 const RELEASE_LIMIT: Duration = Duration::from_secs(20);
 
+/// What makes libxl restore through the stub, in front of an `xl` command.
+pub const THROUGH_STUB: &str = "LIBXL_SAVE_HELPER=/usr/sbin/stubctl ";
+
 /// Something to show.
 #[derive(Clone, Copy, Debug)]
 pub struct Story {
@@ -134,6 +137,22 @@ impl Stage<'_> {
     pub fn create(&self, guest: &str) -> Telling {
         self.sh(&format!("xl create -q /etc/xen/stubdom/guests/{guest}.cfg && ask-witness {guest} ready"))?;
         Ok(())
+    }
+
+    /// Waits until dom0 is the only domain.
+    ///
+    /// # Errors
+    /// [`Stop::Failure`] with the names of those who stay.
+    pub fn expect_alone(&self) -> Telling {
+        let deadline = Instant::now() + RELEASE_LIMIT;
+        loop {
+            let left = self.sh("xl list | awk 'NR > 1 && $2 != 0 { print $1 }'")?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            ensure(Instant::now() < deadline, || format!("left behind: {}", left.replace('\n', ", ")))?;
+            std::thread::sleep(Duration::from_millis(300));
+        }
     }
 
     /// Asks a guest's witness; gives its answer.

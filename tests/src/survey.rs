@@ -1,6 +1,7 @@
 //! A guest's physical memory as `stubctl map GUEST --json` shows it: one kind for each 2 MiB region.
 
 use crate::error::{Doing, Error, Result};
+use crate::story::{Stage, Telling};
 use control::RegionKind;
 use serde_json::Value;
 
@@ -16,6 +17,14 @@ pub struct Survey {
 }
 
 impl Survey {
+    /// Asks for a guest's survey; a guest without a stub gets one for the time it takes.
+    ///
+    /// # Errors
+    /// stubctl fails.
+    pub fn take(stage: &Stage, guest: &str) -> Telling<Self> {
+        Ok(Self::parse(&stage.sh(&format!("stubctl map --json {guest}"))?)?)
+    }
+
     /// Reads stubctl's JSON.
     ///
     /// # Errors
