@@ -31,7 +31,7 @@ pub const TOKEN_BYTES: usize = 32;
 /// Longest encoded message, in bytes, without its two-byte length.
 pub const MAX_MESSAGE_BYTES: usize = 2304;
 
-/// Longest piece of a blob in one [`FromStub::Blob`] or [`ToStub::Blob`], in bytes.
+/// Longest piece of a blob in one [`FromStub::Blob`], in bytes.
 pub const BLOB_CHUNK_BYTES: usize = 2048;
 
 /// Longest text in one message, in bytes; senders cut at a character boundary.
@@ -39,7 +39,7 @@ pub const MAX_TEXT_BYTES: usize = 512;
 
 /// What stubctl says to the stub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ToStub<'a> {
+pub enum ToStub {
     /// Opens the conversation.
     Hello {
         /// [`VERSION`] of the sender.
@@ -62,16 +62,6 @@ pub enum ToStub<'a> {
     Survey {
         /// One past the highest gfn to look at.
         end: Gfn,
-    },
-    /// A piece of a blob that the stub asked for.
-    Blob {
-        /// Length of the whole blob in bytes.
-        total: u32,
-        /// Where this piece starts, in bytes.
-        offset: u32,
-        /// The piece, at most [`BLOB_CHUNK_BYTES`].
-        #[serde(borrow)]
-        bytes: &'a [u8],
     },
     /// Ends the current receive or exchange; the stub undoes what it can and answers [`FromStub::Failed`].
     Abort,

@@ -204,7 +204,7 @@ impl ControlChannel {
     ///
     /// # Errors
     /// The stub does not read.
-    pub(crate) fn send(&mut self, host: &Host, message: &ToStub<'_>) -> Result<(), ControlError> {
+    pub(crate) fn send(&mut self, host: &Host, message: &ToStub) -> Result<(), ControlError> {
         const PATIENCE: Duration = Duration::from_secs(10);
         let mut buffer = [0; MAX_MESSAGE_BYTES + 2];
         let mut bytes = control::encode(message, &mut buffer)?;

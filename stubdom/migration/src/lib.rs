@@ -25,4 +25,5 @@ pub mod restore;
 pub mod sample;
 pub mod session;
 pub mod stream;
+pub mod survey;
 pub mod xen;

@@ -30,6 +30,10 @@ pub struct Errno(i32);
 impl Errno {
     /// Out of memory.
     pub const ENOMEM: Self = Self(-12);
+    /// The far side is gone.
+    pub const EPIPE: Self = Self(-32);
+    /// Given up on request.
+    pub const ECANCELED: Self = Self(-125);
     /// Invalid argument; for a map also: no frame behind this gfn.
     pub const EINVAL: Self = Self(-22);
 
@@ -64,6 +68,7 @@ impl Errno {
             -95 => "EOPNOTSUPP",
             -104 => "ECONNRESET",
             -110 => "ETIMEDOUT",
+            -125 => "ECANCELED",
             _ => return None,
         })
     }

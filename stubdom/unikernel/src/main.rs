@@ -1,25 +1,36 @@
-//! The migration stub domain.
+//! The migration stub domain: receives its target's stream, populates and fills the target, and serves stubctl.
+//!
+//! One vCPU, no upcalls, one loop: look at everything that may have happened, then sleep in `SCHEDOP_poll` until
+//! something does.
 #![no_std]
 #![no_main]
 
 extern crate alloc;
 
-#[allow(dead_code, reason = "the main loop that uses it follows")]
+mod broker;
+mod life;
+mod link;
 mod net;
+mod receive;
+mod status;
+mod stub;
+mod survey;
+mod target;
 
+use stub::Stub;
 use xen_front::boot::Domain;
-use xen_front::hypercall::version;
 
 xen_front::entry!(include_str!("../../../boot/start.S"), run);
 
 fn run(domain: Domain) -> ! {
-    let (major, minor) = version::version().unwrap_or_default();
-    log::info!("stub domain on Xen {major}.{minor}, {:?}", domain.start_info);
-    log::info!("heap: {:?} bytes used, free", xen_front::heap::usage());
+    let mut stub = match Stub::start(domain) {
+        Ok(stub) => stub,
+        Err(error) => panic!("cannot start: {error:?}"),
+    };
     loop {
-        if let Err(errno) = domain.events.wait(&[domain.store.port], None) {
-            panic!("poll: {errno}");
-        }
-        domain.events.take(domain.store.port);
+        stub.follow_store();
+        stub.obey();
+        stub.receive();
+        stub.sleep();
     }
 }

@@ -150,6 +150,11 @@ impl Restore {
         self.engine.tally()
     }
 
+    /// Tells whether the guest's memory has come and its state is coming.
+    pub fn is_finishing(&self) -> bool {
+        self.session.is_finishing()
+    }
+
     /// Returns where the next byte of the stream stands, and in which record.
     pub fn place(&self) -> Place {
         self.parser.place()

@@ -136,6 +136,11 @@ impl Session {
         }))
     }
 
+    /// Tells whether the guest's state has begun to come: its memory is complete but for what END does.
+    pub fn is_finishing(&self) -> bool {
+        matches!(self.0, State::Live(_, Context::Seen) | State::Ended)
+    }
+
     fn record<'a>(&mut self, record: RecordType) -> Result<Option<Step<'a>>, Error> {
         if record.is_optional() {
             return Ok(None);

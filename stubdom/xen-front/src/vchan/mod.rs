@@ -106,6 +106,11 @@ impl Server {
         self.port
     }
 
+    /// Tells whether a client is connected and has not closed its end.
+    pub fn is_connected(&self) -> bool {
+        self.state == State::Open && self.channel.client() == Client::Connected
+    }
+
     /// Looks how the conversation is, gets ready for the next client when the last one has let go, and says in xenstore
     /// where the channel is as long as nobody is connected.
     ///

@@ -1,0 +1,171 @@
+//! The reception of one stream: from the token to the report.
+//!
+//! **Takes** the bytes of the stream's connection, as they come. **Gives** progress and, at the end, a report or the
+//! reason why not. **Never** copies a page but once: from the receive buffer into the target's frame.
+
+use crate::broker::Dom0;
+use crate::link::Link;
+use crate::target::TargetXen;
+use alloc::boxed::Box;
+use control::{FromStub, Phase, Progress, Receive, Report, TOKEN_BYTES};
+use core::fmt;
+use migration::engine::{Config, Service};
+use migration::restore::{self, Restore};
+use xen_front::ledger;
+use xen_front::types::{Gfn, Port};
+
+/// Least time between two progress messages, in nanoseconds.
+const PROGRESS_NS: u64 = 200_000_000;
+
+/// Why a reception ends without a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReceiveError {
+    /// The connection did not open with the token.
+    Intruder,
+    /// The stream, or what it asks for.
+    Restore(restore::Error),
+    /// The stream is complete and has not named one of the two rings.
+    NoRing(&'static str),
+}
+
+impl fmt::Display for ReceiveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Intruder => f.write_str("a connection that does not open with the token"),
+            Self::Restore(error) => error.fmt(f),
+            Self::NoRing(name) => write!(f, "expected HVM_PARAMS to name {name}, got a stream without it"),
+        }
+    }
+}
+
+/// One reception under way.
+pub(crate) struct Reception {
+    token: [u8; TOKEN_BYTES],
+    /// Bytes of the token that have come and were right.
+    nr_proven: usize,
+    restore: Box<Restore>,
+    calls_before: [u64; ledger::NR_KINDS],
+    told: Option<(Phase, u64)>,
+}
+
+impl Reception {
+    /// Gets ready for a stream; allocates all that it will need.
+    ///
+    /// # Errors
+    /// No memory for the bookkeeping.
+    pub(crate) fn new(order: &Receive, xen: &mut TargetXen) -> Result<Self, ReceiveError> {
+        let service = |port, domid| Service { port: Port::new(port), domid };
+        let config = Config {
+            max_pages: order.max_pages,
+            store: service(order.store_port, order.store_domid),
+            console: service(order.console_port, order.console_domid),
+        };
+        let calls_before = ledger::counts();
+        let restore = Box::new(Restore::new(config, xen).map_err(ReceiveError::Restore)?);
+        Ok(Self { token: order.token, nr_proven: 0, restore, calls_before, told: None })
+    }
+
+    /// Takes what has arrived; returns how many bytes it took.
+    ///
+    /// # Errors
+    /// What ends the reception; [`ReceiveError::Intruder`] ends only the connection.
+    pub(crate) fn take(
+        &mut self,
+        bytes: &[u8],
+        xen: &mut TargetXen,
+        link: &mut Link,
+    ) -> Result<usize, ReceiveError> {
+        if self.nr_proven < TOKEN_BYTES {
+            return self.prove(bytes);
+        }
+        if self.restore.report().is_some() && bytes.is_empty() {
+            return Ok(0);
+        }
+        self.restore.push(bytes, xen, &mut Dom0(link)).map_err(ReceiveError::Restore)
+    }
+
+    /// Takes the end of the connection.
+    ///
+    /// # Errors
+    /// The stream is not complete.
+    pub(crate) fn close(&mut self, xen: &mut TargetXen) -> Result<(), ReceiveError> {
+        if self.nr_proven < TOKEN_BYTES {
+            return self.reject();
+        }
+        self.restore.close(xen).map(drop).map_err(ReceiveError::Restore)
+    }
+
+    /// Returns what the reception came to, once it is complete.
+    ///
+    /// # Errors
+    /// The target lacks one of its rings.
+    pub(crate) fn restored(&self) -> Result<Option<FromStub<'static>>, ReceiveError> {
+        let Some(restore::Report { nr_bytes, tally, target }) = self.restore.report() else {
+            return Ok(None);
+        };
+        let ring = |gfn: Option<Gfn>, name| gfn.ok_or(ReceiveError::NoRing(name));
+        let report = Report {
+            nr_bytes,
+            nr_pages: tally.nr_pages,
+            nr_superpages_1g: target.census.nr_1g,
+            nr_superpages_2m: target.census.nr_2m,
+            nr_pages_4k: target.census.nr_4k,
+            nr_given_back: tally.nr_given_back,
+            nr_hypercalls: self.calls(),
+        };
+        if target.nr_owned != target.nr_expected {
+            log::warn!("the target owns {} pages, expected {}", target.nr_owned, target.nr_expected);
+        }
+        let store = ring(target.store, "HVM_PARAM_STORE_PFN")?;
+        let console = ring(target.console, "HVM_PARAM_CONSOLE_PFN")?;
+        Ok(Some(FromStub::Restored { store, console, report }))
+    }
+
+    /// Returns how far it is, when that is worth a message: a new phase, or a while after the last.
+    pub(crate) fn progress(&mut self, now_ns: u64) -> Option<Progress> {
+        let progress = self.state();
+        let is_due =
+            self.told.is_none_or(|(phase, at)| phase != progress.phase || now_ns >= at + PROGRESS_NS);
+        if !is_due {
+            return None;
+        }
+        self.told = Some((progress.phase, now_ns));
+        Some(progress)
+    }
+
+    /// Returns how far it is.
+    pub(crate) fn state(&self) -> Progress {
+        let tally = self.restore.tally();
+        let phase = match tally.pass {
+            _ if self.nr_proven < TOKEN_BYTES => Phase::Listening,
+            _ if self.restore.is_finishing() => Phase::Finishing,
+            0 => Phase::Opening,
+            1 => Phase::Memory,
+            _ => Phase::Precopy,
+        };
+        let nr_bytes = self.restore.place().offset;
+        Progress { phase, nr_bytes, nr_pages: tally.nr_pages, pass: tally.pass }
+    }
+
+    fn calls(&self) -> [u64; ledger::NR_KINDS] {
+        let now = ledger::counts();
+        core::array::from_fn(|kind| now[kind] - self.calls_before[kind])
+    }
+
+    /// Compares all of what has come with its part of the token, without stopping at the first difference.
+    fn prove(&mut self, bytes: &[u8]) -> Result<usize, ReceiveError> {
+        let nr_bytes = bytes.len().min(TOKEN_BYTES - self.nr_proven);
+        let expected = &self.token[self.nr_proven..self.nr_proven + nr_bytes];
+        let difference = expected.iter().zip(bytes).fold(0, |all, (a, b)| all | (a ^ b));
+        if difference != 0 {
+            self.reject()?;
+        }
+        self.nr_proven += nr_bytes;
+        Ok(nr_bytes)
+    }
+
+    fn reject(&mut self) -> Result<(), ReceiveError> {
+        self.nr_proven = 0;
+        Err(ReceiveError::Intruder)
+    }
+}

@@ -1,0 +1,334 @@
+//! The stub: everything it owns, and what it does between two sleeps.
+
+use crate::life;
+use crate::link::{Link, LinkError};
+use crate::net::{Addressing, Net, Stream};
+use crate::receive::{ReceiveError, Reception};
+use crate::status::Status;
+use crate::survey;
+use crate::target::TargetXen;
+use alloc::string::ToString;
+use control::{FromStub, MAX_TEXT_BYTES, Phase, Receive, ToStub, VCHAN_PATH, VERSION};
+use core::fmt;
+use xen_front::boot::Domain;
+use xen_front::clock::Clock;
+use xen_front::errno::Errno;
+use xen_front::events::Events;
+use xen_front::grants::{self, GrantTable};
+use xen_front::memory::{self, Memory};
+use xen_front::net::Netfront;
+use xen_front::target::Target;
+use xen_front::types::{Domid, Port};
+use xen_front::vchan::{self, Server};
+use xen_front::xenstore::{self, Xenstore};
+
+/// Frames of the grant table: 2,040 grants, for the network and the channels.
+const NR_GRANT_FRAMES: usize = 4;
+
+/// log2 of the bytes of each ring of the control channel.
+const CONTROL_ORDER: u32 = 12;
+
+/// Event channels to sleep on: xenstore, control, and up to two of the network.
+const MAX_PORTS: usize = 4;
+
+/// Why the stub cannot start.
+#[derive(Debug)]
+pub(crate) enum StartError {
+    /// The grant table.
+    #[expect(dead_code, reason = "shown by the panic")]
+    Grants(grants::Error),
+    /// The control channel.
+    #[expect(dead_code, reason = "shown by the panic")]
+    Control(vchan::Error),
+    /// Xenstore.
+    #[expect(dead_code, reason = "shown by the panic")]
+    Store(xenstore::Error),
+    /// No memory for the network.
+    Network,
+}
+
+/// Why a command of stubctl's failed.
+enum CommandError {
+    /// It needs a target, and none is paired.
+    Unpaired,
+    /// A second target.
+    Paired(Domid),
+    /// The target cannot be had.
+    Target(Domid, Errno),
+    /// No window onto the target.
+    Window(memory::Error),
+    /// The reception.
+    Receive(ReceiveError),
+    /// stubctl asked to give up.
+    Aborted,
+    /// A command that makes no sense now.
+    Unexpected(ToStub),
+    /// The other end speaks another version.
+    Version(u16),
+}
+
+impl fmt::Display for CommandError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unpaired => f.write_str("expected Pair before this command: the stub has no target"),
+            Self::Paired(target) => write!(f, "the stub serves {target} and can serve no other"),
+            Self::Target(target, errno) => write!(f, "no rights over {target}: {errno}"),
+            Self::Window(error) => write!(f, "no window onto the target: {error:?}"),
+            Self::Receive(error) => error.fmt(f),
+            Self::Aborted => f.write_str("given up on request"),
+            Self::Unexpected(command) => write!(f, "expected another command than {command:?} now"),
+            Self::Version(got) => write!(f, "expected control protocol version {VERSION}, got {got}"),
+        }
+    }
+}
+
+/// The stub.
+pub(crate) struct Stub {
+    memory: Memory,
+    events: Events,
+    clock: Clock,
+    store: Xenstore,
+    grants: GrantTable,
+    net: Net,
+    link: Link,
+    status: Status,
+    xen: Option<TargetXen>,
+    reception: Option<Reception>,
+}
+
+impl Stub {
+    /// Makes the stub from what the domain has at start.
+    ///
+    /// # Errors
+    /// Something that it cannot do without is missing.
+    pub(crate) fn start(domain: Domain) -> Result<Self, StartError> {
+        let Domain { start_info, mut memory, events, clock, store } = domain;
+        let mut store = Xenstore::new(store, events);
+        let mut grants = GrantTable::new(&mut memory, NR_GRANT_FRAMES).map_err(StartError::Grants)?;
+        let server = Server::new(&memory, &mut grants, Domid::DOM0, VCHAN_PATH, CONTROL_ORDER, CONTROL_ORDER);
+        let link = Link::new(server.map_err(StartError::Control)?, events);
+        let front = Netfront::new(&memory, 0).ok_or(StartError::Network)?;
+        front.watch(&mut store).map_err(StartError::Store)?;
+        life::watch(&mut store).map_err(StartError::Store)?;
+        let addressing = Addressing::parse(start_info.cmd_line()).unwrap_or_else(|text| {
+            log::error!("expected ip=ADDRESS/PREFIX[,GATEWAY], got ip={text}: using DHCP");
+            Addressing::Dhcp
+        });
+        let net = Net::new(front, addressing, clock.now_ns());
+        let mut status = Status::new();
+        status.phase(&mut store, Phase::Idle);
+        let (used, free) = xen_front::heap::usage();
+        log::info!("up, {} KiB of heap used, {} KiB free", used >> 10, free >> 10);
+        let (xen, reception) = (None, None);
+        Ok(Self { memory, events, clock, store, grants, net, link, status, xen, reception })
+    }
+
+    /// Follows what has changed in xenstore.
+    pub(crate) fn follow_store(&mut self) {
+        loop {
+            let event = match self.store.event() {
+                Ok(Some(event)) => event,
+                Ok(None) => return,
+                Err(error) => panic!("{error}"),
+            };
+            if event.token == life::SHUTDOWN_TOKEN {
+                life::follow_shutdown(&mut self.store);
+            } else if event.token == life::TARGET_TOKEN {
+                self.follow_target();
+            } else if event.token == self.net.front().token() {
+                self.follow_vif();
+            }
+        }
+    }
+
+    /// Does what stubctl says.
+    pub(crate) fn obey(&mut self) {
+        self.events.take(self.link.port());
+        match self.link.follow(&mut self.store) {
+            Ok(vchan::Status::Open) => {}
+            Ok(vchan::Status::Ended) => return self.give_up("stubctl is gone"),
+            Ok(vchan::Status::Awaited) => return,
+            Err(error) => return log::warn!("control: {error}"),
+        }
+        loop {
+            match self.link.command() {
+                Ok(Some(command)) => self.command(command),
+                Ok(None) => return,
+                Err(error) => return self.give_up(&error.to_string()),
+            }
+        }
+    }
+
+    /// Moves the network and takes what has come of the stream.
+    pub(crate) fn receive(&mut self) {
+        self.net.poll(self.clock.now_ns());
+        let (Some(reception), Some(xen)) = (&mut self.reception, &mut self.xen) else { return };
+        let mut result = Ok(0);
+        let mut nr_taken = 1;
+        while nr_taken > 0 && result.is_ok() {
+            nr_taken = self.net.receive(|bytes| {
+                result = reception.take(bytes, xen, &mut self.link);
+                result.unwrap_or(0)
+            });
+        }
+        if self.net.stream() == Stream::Ended && result.is_ok() {
+            result = reception.close(xen).map(|()| 0);
+        }
+        match result.and_then(|_| reception.restored()) {
+            Ok(None) => self.tell_progress(),
+            Ok(Some(message)) => self.complete(&message),
+            Err(ReceiveError::Intruder) => self.turn_away(),
+            Err(error) => self.fail(&CommandError::Receive(error)),
+        }
+    }
+
+    /// Sleeps until something happens.
+    pub(crate) fn sleep(&mut self) {
+        let front = self.net.front();
+        let mut ports = heapless::Vec::<Port, MAX_PORTS>::new();
+        ports.extend([self.store.port(), self.link.port()].into_iter().chain(front.ports()));
+        for port in front.ports() {
+            self.events.take(port);
+        }
+        if front.has_failed() {
+            return self.follow_vif();
+        }
+        let deadline = self.net.deadline(self.clock.now_ns());
+        if let Err(errno) = self.events.wait(&ports, deadline) {
+            panic!("cannot wait for events: {errno}");
+        }
+    }
+
+    fn follow_target(&mut self) {
+        if let Some(xen) = &self.xen {
+            life::follow_target(&mut self.store, xen.target().domid());
+        }
+    }
+
+    fn follow_vif(&mut self) {
+        if let Err(error) = self.net.front().follow(&mut self.store, &mut self.grants) {
+            log::warn!("network: {error}");
+        }
+    }
+
+    fn command(&mut self, command: ToStub) {
+        let result = match command {
+            ToStub::Hello { version } if version != VERSION => Err(CommandError::Version(version)),
+            ToStub::Hello { .. } => {
+                let target = self.xen.as_ref().map(|xen| xen.target().domid());
+                self.say(&FromStub::Hello { version: VERSION, target });
+                Ok(())
+            }
+            ToStub::Pair { target } => self.pair(target),
+            ToStub::Receive(order) => self.begin(&order),
+            ToStub::Survey { end } => match &mut self.xen {
+                Some(xen) => survey::run(end, xen, &mut self.link).or_else(|error| {
+                    log::warn!("survey: {error}");
+                    Ok(())
+                }),
+                None => Err(CommandError::Unpaired),
+            },
+            ToStub::Abort => Err(CommandError::Aborted),
+            ToStub::Shutdown => life::end("stubctl asks for it"),
+            ToStub::Panic => panic!("stubctl asked for a panic"),
+            ToStub::Answer { .. } => Err(CommandError::Unexpected(command)),
+        };
+        if let Err(error) = result {
+            self.fail(&error);
+        }
+    }
+
+    fn pair(&mut self, domid: Domid) -> Result<(), CommandError> {
+        match &self.xen {
+            Some(xen) if xen.target().domid() == domid => {}
+            Some(xen) => return Err(CommandError::Paired(xen.target().domid())),
+            None => {
+                let target = Target::new(domid).map_err(|errno| CommandError::Target(domid, errno))?;
+                let xen = TargetXen::new(&mut self.memory, target).map_err(CommandError::Window)?;
+                self.xen = Some(xen);
+                log::info!("paired with {domid}");
+                if let Err(error) = life::watch_target(&mut self.store, domid) {
+                    log::warn!("cannot follow the life of {domid}: {error}");
+                }
+            }
+        }
+        self.say(&FromStub::Done);
+        Ok(())
+    }
+
+    fn begin(&mut self, order: &Receive) -> Result<(), CommandError> {
+        let xen = self.xen.as_mut().ok_or(CommandError::Unpaired)?;
+        self.reception = Some(Reception::new(order, xen).map_err(CommandError::Receive)?);
+        self.net.listen(self.clock.now_ns());
+        self.status.phase(&mut self.store, Phase::Listening);
+        self.say(&FromStub::Listening);
+        Ok(())
+    }
+
+    fn tell_progress(&mut self) {
+        let now_ns = self.clock.now_ns();
+        let Some(progress) = self.reception.as_mut().and_then(|reception| reception.progress(now_ns)) else {
+            return;
+        };
+        self.status.progress(&mut self.store, &progress, now_ns);
+        self.say(&FromStub::Progress(progress));
+    }
+
+    fn complete(&mut self, message: &FromStub<'_>) {
+        self.reception = None;
+        if let FromStub::Restored { report, .. } = message {
+            log::info!(
+                "restored: {} pages in {} 1 GiB, {} 2 MiB and {} 4 KiB extents",
+                report.nr_pages,
+                report.nr_superpages_1g,
+                report.nr_superpages_2m,
+                report.nr_pages_4k
+            );
+            self.status.restored(&mut self.store, report);
+        }
+        self.say(message);
+        self.net.abort(self.clock.now_ns());
+    }
+
+    /// Drops a connection that is not stubctl's, and waits for the next.
+    fn turn_away(&mut self) {
+        log::warn!("dropped a connection from {:?}: it did not open with the token", self.net.peer());
+        self.net.listen(self.clock.now_ns());
+    }
+
+    /// Ends the current command without success and says why.
+    fn fail(&mut self, error: &CommandError) {
+        let text = error.to_string();
+        let text = text.get(..text.floor_char_boundary(MAX_TEXT_BYTES)).unwrap_or_default();
+        log::error!("{text}");
+        self.stop();
+        self.status.failed(&mut self.store, text);
+        self.say(&FromStub::Failed { text });
+    }
+
+    /// Ends what stubctl will not hear the end of.
+    fn give_up(&mut self, why: &str) {
+        if self.reception.is_some() {
+            log::warn!("giving up: {why}");
+            self.stop();
+            self.status.failed(&mut self.store, why);
+        }
+    }
+
+    fn stop(&mut self) {
+        if self.reception.take().is_some() {
+            self.net.abort(self.clock.now_ns());
+        }
+        if let Some(xen) = &mut self.xen {
+            migration::xen::Xen::unmap(xen);
+        }
+    }
+
+    fn say(&mut self, message: &FromStub<'_>) {
+        match self.link.send(message) {
+            Ok(()) => {}
+            Err(LinkError::Gone) => log::debug!("nobody to hear {message:?}"),
+            Err(error) => log::warn!("control: {error}"),
+        }
+    }
+}

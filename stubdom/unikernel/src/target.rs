@@ -1,0 +1,104 @@
+//! The real implementor of [`migration::xen::Xen`]: hypercalls on the stub's target, and the window.
+
+use migration::xen::{self, Access, Errno, WINDOW_FRAMES};
+use xen_front::hypercall::hvm;
+use xen_front::hypercall::memory::{self, Resource};
+use xen_front::memory::{Error, Memory};
+use xen_front::target::Target;
+use xen_front::types::{Domid, Gfn, Gref, Mfn, Order};
+use xen_front::window::{self, Window};
+
+/// A version 1 grant entry: flags, the domain, the frame (`struct grant_entry_v1`).
+const GRANT_ENTRY_BYTES: usize = 8;
+/// `GTF_permit_access`.
+const GTF_PERMIT_ACCESS: u16 = 1;
+
+/// The target, and the window onto its frames.
+pub(crate) struct TargetXen {
+    target: Target,
+    window: Window,
+}
+
+impl TargetXen {
+    pub(crate) fn new(memory: &mut Memory, target: Target) -> Result<Self, Error> {
+        Ok(Self { target, window: Window::new(memory, target, WINDOW_FRAMES)? })
+    }
+
+    /// The domain itself.
+    pub(crate) fn target(&self) -> Target {
+        self.target
+    }
+
+    /// Shows machine frame `mfn` alone in the window.
+    fn map_mfn(&mut self, mfn: Mfn) -> Result<(), Errno> {
+        let mut errors = [0];
+        self.window.map_mfns(window::Access::Write, &[mfn], &mut errors);
+        if errors[0] == 0 { Ok(()) } else { Err(Errno::new(errors[0])) }
+    }
+}
+
+impl xen::Xen for TargetXen {
+    fn populate_physmap(&mut self, order: Order, extents: &[Gfn]) -> usize {
+        memory::populate_physmap(self.target, order, extents).unwrap_or(0)
+    }
+
+    fn decrease_reservation(&mut self, order: Order, extents: &[Gfn]) -> usize {
+        memory::decrease_reservation(self.target, order, extents).unwrap_or(0)
+    }
+
+    fn map(&mut self, access: Access, gfns: &[Gfn], errors: &mut [i32]) {
+        let access = match access {
+            Access::Read => window::Access::Read,
+            Access::Write => window::Access::Write,
+        };
+        self.window.map(access, gfns, errors);
+    }
+
+    fn unmap(&mut self) {
+        self.window.unmap();
+    }
+
+    fn fill(&mut self, slot: usize, offset: usize, bytes: &[u8]) {
+        self.window.write(slot, offset, bytes);
+    }
+
+    fn matches(&self, slot: usize, offset: usize, bytes: &[u8]) -> bool {
+        self.window.matches(slot, offset, bytes)
+    }
+
+    fn zero(&mut self, slot: usize) {
+        self.window.zero(slot);
+    }
+
+    fn mfn(&self, slot: usize) -> Option<Mfn> {
+        self.window.mfn(slot)
+    }
+
+    fn set_param(&mut self, index: u32, value: u64) -> Result<(), Errno> {
+        hvm::set_param(self.target, index, value).map_err(errno)
+    }
+
+    fn seed_grant(&mut self, gref: Gref, domid: Domid, frame: Gfn) -> Result<(), Errno> {
+        let mut table = [Mfn::new(0)];
+        memory::acquire_resource(self.target, Resource::GrantTableShared, 0, &mut table).map_err(errno)?;
+        // A version 1 entry holds 32 bits of frame number.
+        let frame = u32::try_from(frame.raw()).map_err(|_| Errno::EINVAL)?;
+        self.map_mfn(table[0])?;
+        let offset = gref.raw() as usize * GRANT_ENTRY_BYTES;
+        // The flags last: they make the entry valid.
+        self.window.write(0, offset + 4, &frame.to_le_bytes());
+        self.window.write(0, offset + 2, &domid.raw().to_le_bytes());
+        self.window.write(0, offset, &GTF_PERMIT_ACCESS.to_le_bytes());
+        self.window.unmap();
+        Ok(())
+    }
+
+    fn current_reservation(&mut self) -> Result<u64, Errno> {
+        memory::current_reservation(self.target.domid()).map_err(errno)
+    }
+}
+
+/// Xen's number as the migration crate writes it.
+fn errno(errno: xen_front::errno::Errno) -> Errno {
+    Errno::new(-errno.raw())
+}
