@@ -10,13 +10,14 @@
 //! | [`engine`] | steps | a populated, filled target |
 //! | [`xen`] | hypercall-shaped lists | counts and errors |
 //!
-//! [`restore`] puts them together.
+//! [`restore`] puts them together. [`exchange`] is the other job: a failing frame for a healthy one.
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
 pub mod engine;
+pub mod exchange;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod plan;

@@ -154,6 +154,71 @@ pub trait Xen {
     fn current_reservation(&mut self) -> Result<u64, Errno>;
 }
 
+/// What may be done with a page of the target (`hvmmem_type_t`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageType {
+    /// Ordinary memory (`HVMMEM_ram_rw`).
+    Ram,
+    /// Memory that the guest cannot write (`HVMMEM_ram_ro`): ROM, or memory whose writes are being logged.
+    ReadOnly,
+    /// No memory (`HVMMEM_mmio_dm`): a hole, a device's registers, or a frame that has failed.
+    None,
+    /// Writes go to an ioreq server (`HVMMEM_ioreq_server`).
+    Ioreq,
+}
+
+/// What the stub may do to its target besides, to exchange pages of it.
+pub trait XenExchange: Xen {
+    /// As [`Xen::map`], from slot `first` on, and leaves all other slots as they are.
+    fn map_at(&mut self, first: usize, access: Access, gfns: &[Gfn], errors: &mut [i32]);
+
+    /// Copies the frame at slot `from` to the one at slot `to`; that is mapped for [`Access::Write`].
+    fn copy(&mut self, from: usize, to: usize);
+
+    /// Tells whether the frames at two slots hold the same bytes.
+    fn equal(&self, left: usize, right: usize) -> bool;
+
+    /// Looks up, in the machine-to-phys table, which frame of its owner `mfn` is. Says nothing of who the owner is.
+    fn gfn(&self, mfn: Mfn) -> Option<Gfn>;
+
+    /// `XENMEM_add_to_physmap` (`XENMAPSPACE_gmfn`): moves the frame behind `from` to `to`, whose own frame is freed.
+    ///
+    /// # Errors
+    /// What Xen returned. Usually nothing has changed then; in rare cases `to` is a hole and the frame has no gfn.
+    fn move_page(&mut self, from: Gfn, to: Gfn) -> Result<(), Errno>;
+
+    /// `HVMOP_get_mem_type`.
+    ///
+    /// # Errors
+    /// What Xen returned.
+    fn page_type(&mut self, gfn: Gfn) -> Result<PageType, Errno>;
+
+    /// `XEN_DMOP_set_mem_type` to `HVMMEM_ram_ro`.
+    ///
+    /// # Errors
+    /// What Xen returned.
+    fn set_read_only(&mut self, gfn: Gfn) -> Result<(), Errno>;
+
+    /// `XEN_DMOP_modified_memory`: has a log of dirty pages, if one is kept, take these up.
+    ///
+    /// # Errors
+    /// What Xen returned.
+    fn note_modified(&mut self, first: Gfn, nr_frames: u64) -> Result<(), Errno>;
+
+    /// `HVMOP_get_param`. `index` is an `HVM_PARAM_*` number.
+    ///
+    /// # Errors
+    /// What Xen returned.
+    fn param(&mut self, index: u32) -> Result<u64, Errno>;
+
+    /// Looks in the target's grant table for an entry that names one of these gfns and that somebody has mapped
+    /// (`GTF_reading` or `GTF_writing`).
+    ///
+    /// # Errors
+    /// Why the table cannot be read.
+    fn mapped_grant(&mut self, first: Gfn, nr_frames: u64) -> Result<Option<(Gfn, Gref)>, Errno>;
+}
+
 /// What only dom0 may do to the target. Each call returns when dom0 has answered.
 pub trait Broker {
     /// Hands on a piece of a blob that a later call names.

@@ -23,13 +23,31 @@ pub(super) struct Host {
     free: [BTreeSet<u64>; NR_ORDERS],
     used: BTreeMap<u64, Frame>,
     pinned: Vec<u64>,
+    offlining: BTreeSet<u64>,
+    offlined: BTreeSet<u64>,
+}
+
+/// What a host says of a frame that was marked offline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offline {
+    /// Not marked.
+    No,
+    /// Marked, and still in use (`PG_OFFLINE_STATUS_OFFLINE_PENDING`).
+    Pending,
+    /// Retired (`PG_OFFLINE_STATUS_OFFLINED`).
+    Done,
 }
 
 impl Host {
     /// Makes a host with `nr_frames` free frames from mfn 0 on.
     pub(super) fn new(nr_frames: u64) -> Self {
-        let mut host =
-            Self { free: [const { BTreeSet::new() }; NR_ORDERS], used: BTreeMap::new(), pinned: Vec::new() };
+        let mut host = Self {
+            free: [const { BTreeSet::new() }; NR_ORDERS],
+            used: BTreeMap::new(),
+            pinned: Vec::new(),
+            offlining: BTreeSet::new(),
+            offlined: BTreeSet::new(),
+        };
         let mut mfn = 0;
         while mfn < nr_frames {
             let fits = |order: &usize| mfn.is_multiple_of(1 << order) && mfn + (1 << order) <= nr_frames;
@@ -99,8 +117,29 @@ impl Host {
             return false;
         }
         self.used.remove(&mfn.raw());
-        self.merge(mfn.raw());
+        if self.offlining.remove(&mfn.raw()) {
+            self.offlined.insert(mfn.raw());
+        } else {
+            self.merge(mfn.raw());
+        }
         true
+    }
+
+    /// Marks a frame that is in use: it is retired when its last reference goes.
+    pub(super) fn offline(&mut self, mfn: Mfn) {
+        if self.used.contains_key(&mfn.raw()) {
+            self.offlining.insert(mfn.raw());
+        }
+    }
+
+    pub(super) fn offline_status(&self, mfn: Mfn) -> Offline {
+        if self.offlined.contains(&mfn.raw()) {
+            Offline::Done
+        } else if self.offlining.contains(&mfn.raw()) {
+            Offline::Pending
+        } else {
+            Offline::No
+        }
     }
 
     pub(super) fn contents(&self, mfn: Mfn) -> Page {

@@ -8,10 +8,11 @@
 //! [`FakeXen::unmappable`].
 
 mod dom0;
+mod exchange;
 mod host;
 mod ledger;
 
-use crate::xen::{Access, Errno, WINDOW_FRAMES, Xen};
+use crate::xen::{Access, Errno, PageType, WINDOW_FRAMES, Xen};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -19,7 +20,7 @@ use xen_front::types::{Domid, Gfn, Gref, Mfn, Order, PAGE_SIZE};
 
 pub use dom0::FakeDom0;
 use host::Host;
-pub use host::Page;
+pub use host::{Offline, Page};
 pub use ledger::{Call, Ledger};
 
 /// A host with one target.
@@ -33,8 +34,18 @@ pub struct FakeXen {
     pub max_extents: usize,
     /// The call, counted from 0, that does nothing and fails.
     pub fail_call: Option<usize>,
+    /// The calls that fail every time: a name of [`Call::Other`].
+    pub fail_name: Option<&'static str>,
     /// Gfns whose frames cannot be mapped.
     pub unmappable: BTreeSet<Gfn>,
+    /// Gfns whose frames cannot be taken back: a decrease stops there, with the pages before gone.
+    pub unremovable: BTreeSet<Gfn>,
+    /// Gfns to which a page cannot be moved: what was there is gone then, and the page has no gfn.
+    pub unmovable: BTreeSet<Gfn>,
+    /// Types of pages that are no ordinary memory.
+    pub page_types: BTreeMap<Gfn, PageType>,
+    /// Pages that another domain has mapped, and by which grant.
+    pub mapped_grants: BTreeMap<Gfn, Gref>,
     /// HVM parameters.
     pub params: BTreeMap<u32, u64>,
     /// Entries of the target's grant table.
@@ -43,6 +54,7 @@ pub struct FakeXen {
     pub ledger: Ledger,
     host: Host,
     physmap: BTreeMap<Gfn, Mfn>,
+    superpages: BTreeSet<Gfn>, // regions that the physmap maps by one entry
     nr_owned: u64,
     window: Vec<Option<(Mfn, Access)>>,
 }
@@ -55,12 +67,18 @@ impl FakeXen {
             max_order: Order::PAGE_2M,
             max_extents: usize::MAX,
             fail_call: None,
+            fail_name: None,
             unmappable: BTreeSet::new(),
+            unremovable: BTreeSet::new(),
+            unmovable: BTreeSet::new(),
+            page_types: BTreeMap::new(),
+            mapped_grants: BTreeMap::new(),
             params: BTreeMap::new(),
             grants: BTreeMap::new(),
             ledger: Ledger::default(),
             host: Host::new(nr_frames),
             physmap: BTreeMap::new(),
+            superpages: BTreeSet::new(),
             nr_owned: 0,
             window: vec![None; WINDOW_FRAMES],
         }
@@ -106,6 +124,11 @@ impl FakeXen {
         self.physmap.get(&gfn).map(|mfn| self.host.contents(*mfn))
     }
 
+    /// Returns the contents of a frame, whoever owns it.
+    pub fn contents_of(&self, mfn: Mfn) -> Page {
+        self.host.contents(mfn)
+    }
+
     /// Returns the frame behind a gfn.
     pub fn frame(&self, gfn: Gfn) -> Option<Mfn> {
         self.physmap.get(&gfn).copied()
@@ -129,11 +152,27 @@ impl FakeXen {
         self.fail_call == Some(self.ledger.0.len())
     }
 
+    fn call<T>(
+        &mut self,
+        name: &'static str,
+        act: impl FnOnce(&mut Self) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let fails = self.fails() || self.fail_name == Some(name);
+        self.ledger.0.push(Call::Other(name));
+        if fails { Err(Errno::EINVAL) } else { act(self) }
+    }
+
     fn populate_extent(&mut self, order: Order, first: Gfn) -> bool {
         if order > self.max_order || self.nr_owned + order.nr_frames() > self.max_pages {
             return false;
         }
         let Some(mfn) = self.host.allocate(order) else { return false };
+        if order >= Order::PAGE_2M {
+            let starts = (0..order.nr_frames()).step_by(1 << 9).filter_map(|nr| first.checked_add(nr));
+            self.superpages.extend(starts);
+        } else {
+            self.split(first);
+        }
         for nr in 0..order.nr_frames() {
             if let (Some(gfn), Some(mfn)) = (first.checked_add(nr), mfn.checked_add(nr)) {
                 // What stood there before stays allocated, without a gfn.
@@ -144,18 +183,25 @@ impl FakeXen {
         true
     }
 
+    /// Takes page after page, as Xen does, and stops at the first that cannot be taken.
     fn decrease_extent(&mut self, order: Order, first: Gfn) -> bool {
-        let gfns = (0..order.nr_frames()).filter_map(|nr| first.checked_add(nr));
-        let gfns: Vec<Gfn> = gfns.collect();
-        if order > self.max_order || gfns.iter().any(|gfn| !self.physmap.contains_key(gfn)) {
+        let mut gfns = (0..order.nr_frames()).filter_map(|nr| first.checked_add(nr));
+        order <= self.max_order && gfns.all(|gfn| self.remove(gfn))
+    }
+
+    fn remove(&mut self, gfn: Gfn) -> bool {
+        if self.unremovable.contains(&gfn) {
             return false;
         }
-        for gfn in gfns {
-            if let Some(mfn) = self.physmap.remove(&gfn) {
-                self.unref(mfn);
-            }
-        }
+        let Some(mfn) = self.physmap.remove(&gfn) else { return false };
+        self.split(gfn);
+        self.unref(mfn);
         true
+    }
+
+    /// Splits the entry of a region, if it has one of its own.
+    fn split(&mut self, gfn: Gfn) {
+        self.superpages.remove(&gfn.align_down(Order::PAGE_2M));
     }
 
     fn unref(&mut self, mfn: Mfn) {
@@ -255,28 +301,20 @@ impl Xen for FakeXen {
     }
 
     fn set_param(&mut self, index: u32, value: u64) -> Result<(), Errno> {
-        let fails = self.fails();
-        self.ledger.0.push(Call::Other("set_param"));
-        if fails {
-            return Err(Errno::EINVAL);
-        }
-        self.params.insert(index, value);
-        Ok(())
+        self.call("set_param", |xen| {
+            xen.params.insert(index, value);
+            Ok(())
+        })
     }
 
     fn seed_grant(&mut self, gref: Gref, domid: Domid, frame: Gfn) -> Result<(), Errno> {
-        let fails = self.fails();
-        self.ledger.0.push(Call::Other("seed_grant"));
-        if fails {
-            return Err(Errno::EINVAL);
-        }
-        self.grants.insert(gref.raw(), (domid, frame));
-        Ok(())
+        self.call("seed_grant", |xen| {
+            xen.grants.insert(gref.raw(), (domid, frame));
+            Ok(())
+        })
     }
 
     fn current_reservation(&mut self) -> Result<u64, Errno> {
-        let fails = self.fails();
-        self.ledger.0.push(Call::Other("current_reservation"));
-        if fails { Err(Errno::EINVAL) } else { Ok(self.nr_owned) }
+        self.call("current_reservation", |xen| Ok(xen.nr_owned))
     }
 }

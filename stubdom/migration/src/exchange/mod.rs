@@ -1,0 +1,386 @@
+//! Exchange of a page of a running HVM guest for a healthy one.
+//!
+//! **Takes** the machine frame that fails. **Gives** the same guest on another frame. **Never** touches the guest before
+//! it is known that nobody else uses the frame and that memory for the new one is there; **never** leaves a hole.
+//!
+//! Three phases; only the second needs the guest to stand still:
+//! 1. [`Exchange::prepare`]: find the gfn, survey, refuse by name, decide ([`Plan`]), populate the new memory at a hole
+//!    of the guest, map the old.
+//! 2. [`Exchange::swap`]: look again, copy, compare, swap, confirm.
+//! 3. [`Exchange::finish`]: scrub and release the old frame, or give the new memory back after a refusal.
+//!
+//! A page alone is swapped by moving the new page over the old gfn: one call that either does it or does nothing. A
+//! superpage has to be taken away and populated anew at its place, or its entry would never be one again; so a second
+//! 2 MiB waits at the hole as insurance, from which the guest gets its pages back one by one when Xen has no further
+//! 2 MiB (the superpage is split then, nothing is lost). That needs room for 1024 pages under `max_pages`, a single page
+//! needs one; without the room the page alone is exchanged.
+//!
+//! The mapping of the old frames is kept from the first phase to the last: it keeps them alive after they have left the
+//! guest, for copying, repair and scrubbing, and its end is what retires a frame that was marked offline before.
+//!
+//! What no hypercall shows cannot be refused: pages that Xen itself has pinned (a registered `vcpu_info`, the FIFO event
+//! channels). They show afterwards: [`Report::is_held`].
+
+mod error;
+mod page;
+mod plan;
+mod superpage;
+
+use crate::xen::{Access, Errno, PageType, WINDOW_FRAMES, XenExchange};
+use alloc::vec;
+use alloc::vec::Vec;
+use core::ops::Range;
+use xen_front::types::{Gfn, Mfn, Order};
+
+pub use error::{Error, Step};
+pub use plan::{Blocker, Plan, Refusal, Reserved, Role, Survey};
+
+/// Pages of a region.
+const REGION_LEN: usize = 1 << 9;
+
+/// How often a step is tried that would leave the guest with a hole.
+const ATTEMPTS: u32 = 3;
+
+/// Where in the window the old frames are; a page alone is at its offset in the region.
+const OLD: usize = 0;
+
+/// Where in the window the new frame of a page alone is, while it waits.
+const WAITING: usize = 1;
+
+/// Where in the window new frames are, and where the guest's are looked at.
+const NEW: usize = REGION_LEN;
+
+const _: () = assert!(NEW + REGION_LEN <= WINDOW_FRAMES);
+
+/// Gfns where no guest has memory or devices: between the local APIC's page and libxc's special pages (hvmloader takes
+/// a few from the top).
+pub const SCRATCH_PAGES: Range<Gfn> = Gfn::new(0xfef00)..Gfn::new(0xfefe0);
+
+/// What to exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request<'a> {
+    /// The frame that fails.
+    pub mfn: Mfn,
+    /// Pages that only dom0 knows the role of; those that HVM parameters name are found here.
+    pub reserved: &'a [Reserved],
+    /// Where a new superpage may wait: 512 gfns from here on, aligned, that are a hole and that the guest does not use
+    /// for anything; just past its highest gfn is a good place. `None` exchanges pages alone.
+    pub scratch_region: Option<Gfn>,
+}
+
+/// How the exchange came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The page has a new frame; a superpage that was around it is split.
+    Page,
+    /// All pages of the superpage have new frames and are a superpage.
+    Superpage,
+    /// All pages of the superpage have new frames, mapped one by one: Xen had no further 2 MiB.
+    SplitSuperpage,
+}
+
+/// What an exchange came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The page.
+    pub gfn: Gfn,
+    /// Its old frame.
+    pub old: Mfn,
+    /// Its new frame.
+    pub new: Mfn,
+    /// How it came out.
+    pub outcome: Outcome,
+    /// Whether the target still owns more than before: somebody else (Xen itself, a backend) holds an old frame and
+    /// goes on using it. Such a guest should be migrated soon. A guest that balloons meanwhile blurs this count: what
+    /// Xen tells dom0 of the old frame (offlined, or still pending) is the last word.
+    pub is_held: bool,
+    /// Whether Xen refused to have the page read-only again, as it was.
+    pub lost_read_only: Option<Errno>,
+}
+
+/// An exchange under way.
+///
+/// It has to be ended by [`finish`](Self::finish), whatever [`swap`](Self::swap) returned.
+#[derive(Debug)]
+#[must_use = "an exchange holds memory of the target until it is finished"]
+pub struct Exchange {
+    mfn: Mfn,
+    gfn: Gfn,
+    plan: Plan,
+    is_superpage: bool,
+    page_type: PageType,
+    nr_owned: u64,     // before anything was populated
+    scratch: Vec<Gfn>, // where new pages wait that are not the guest's yet
+    errors: Vec<i32>,
+    replaced: Vec<usize>, // slots of old frames that are the guest's no more
+    swapped: Option<(Outcome, Mfn)>,
+    lost_read_only: Option<Errno>,
+}
+
+impl Exchange {
+    /// Prepares the exchange; the guest runs on meanwhile and notices nothing.
+    ///
+    /// # Errors
+    /// Why not; everything is as it was then.
+    pub fn prepare<X: XenExchange>(request: &Request<'_>, xen: &mut X) -> Result<Self, Error> {
+        let mfn = request.mfn;
+        let gfn = xen.gfn(mfn).ok_or(Error::NoGfn { mfn })?;
+        let mut exchange = Self {
+            mfn,
+            gfn,
+            plan: Plan::Page,
+            is_superpage: false,
+            page_type: PageType::Ram,
+            nr_owned: 0,
+            scratch: Vec::with_capacity(REGION_LEN),
+            errors: vec![0; REGION_LEN],
+            replaced: Vec::with_capacity(REGION_LEN),
+            swapped: None,
+            lost_read_only: None,
+        };
+        match exchange.prepare_with(request, xen) {
+            Ok(()) => Ok(exchange),
+            Err(error) => {
+                exchange.release(xen);
+                Err(error)
+            }
+        }
+    }
+
+    /// Returns what will be exchanged.
+    pub fn plan(&self) -> Plan {
+        self.plan
+    }
+
+    /// Returns the page whose frame fails.
+    pub fn gfn(&self) -> Gfn {
+        self.gfn
+    }
+
+    /// Tells whether the page is in a superpage now.
+    pub fn is_superpage(&self) -> bool {
+        self.is_superpage
+    }
+
+    /// Exchanges; the guest and its device model stand still from before the call until after it.
+    ///
+    /// # Errors
+    /// Why not; unless it is [`Error::Lost`], the guest is as it was.
+    pub fn swap<X: XenExchange>(&mut self, xen: &mut X) -> Result<Outcome, Error> {
+        let swapped = match self.plan {
+            Plan::Page => self.swap_page(xen)?,
+            Plan::Superpage => self.swap_superpage(xen)?,
+        };
+        self.swapped = Some(swapped);
+        Ok(swapped.0)
+    }
+
+    /// Cleans up; the guest runs on again. `None` when nothing was exchanged.
+    ///
+    /// # Errors
+    /// New memory cannot be given back, or Xen does not say what the target owns.
+    pub fn finish<X: XenExchange>(mut self, xen: &mut X) -> Result<Option<Report>, Error> {
+        let Some((outcome, new)) = self.swapped else {
+            self.release(xen);
+            return if self.scratch.is_empty() { Ok(None) } else { Err(DECREASE_FAILED) };
+        };
+        self.replaced.iter().for_each(|slot| xen.zero(*slot));
+        self.release(xen);
+        if !self.scratch.is_empty() {
+            return Err(DECREASE_FAILED);
+        }
+        let nr_owned = retry(|| xen.current_reservation()).map_err(at(Step::Reservation))?;
+        Ok(Some(Report {
+            gfn: self.gfn,
+            old: self.mfn,
+            new,
+            outcome,
+            is_held: nr_owned > self.nr_owned,
+            lost_read_only: self.lost_read_only,
+        }))
+    }
+
+    fn prepare_with<X: XenExchange>(&mut self, request: &Request<'_>, xen: &mut X) -> Result<(), Error> {
+        self.nr_owned = retry(|| xen.current_reservation()).map_err(at(Step::Reservation))?;
+        let survey = self.survey(request, xen)?;
+        self.plan = survey.plan()?;
+        self.is_superpage = survey.is_superpage();
+        if self.plan == Plan::Superpage && !self.reserve_region(request.scratch_region, xen) {
+            self.plan = Plan::Page;
+        }
+        if self.plan == Plan::Page {
+            self.reserve_page(xen)?;
+        }
+        let mut held = self.pages();
+        if self.plan == Plan::Page {
+            held.extend(&self.scratch);
+        }
+        let errors = &mut self.errors[..held.len()];
+        xen.map(Access::Write, &held, errors);
+        if errors.iter().any(|error| *error != 0) {
+            xen.map(Access::Write, &held, errors);
+        }
+        let failed = errors.iter().find(|error| **error != 0);
+        failed.map_or(Ok(()), |error| Err(Error::Xen { step: Step::Map, errno: Errno::new(*error) }))
+    }
+
+    /// Learns all that decides about the frame and the region around it.
+    fn survey<X: XenExchange>(&mut self, request: &Request<'_>, xen: &mut X) -> Result<Survey, Error> {
+        let region = region(self.gfn);
+        let mut reserved = request.reserved.to_vec();
+        for (index, role, unit) in plan::PARAMS {
+            let value = retry(|| xen.param(index)).map_err(at(Step::Param))?;
+            reserved.extend(plan::reserved_by(role, unit, value));
+        }
+        let frames = self.look(&region, xen);
+        let mut blockers = Vec::new();
+        for (&gfn, &error) in region.iter().zip(&self.errors) {
+            if error != 0 {
+                blockers.push((gfn, Blocker::Unmappable(Errno::new(error))));
+            }
+            let role = reserved.iter().find(|reserved| reserved.holds(gfn));
+            blockers.extend(role.map(|reserved| (gfn, Blocker::Reserved(reserved.role))));
+        }
+        // Types and grants are asked for where they matter: of the page, and of all pages of what could be exchanged whole.
+        let mut survey = Survey { mfn: self.mfn, gfn: self.gfn, frames, blockers };
+        let asked = if survey.plan()? == Plan::Superpage { region } else { vec![self.gfn] };
+        for &gfn in &asked {
+            survey.blockers.extend(self.type_blocker(gfn, xen)?.map(|blocker| (gfn, blocker)));
+        }
+        survey.blockers.extend(grant_blocker(&[self.gfn], xen)?);
+        survey.blockers.extend(grant_blocker(&asked, xen)?);
+        Ok(survey)
+    }
+
+    /// Asks Xen whether a page is ordinary memory.
+    fn type_blocker<X: XenExchange>(&mut self, gfn: Gfn, xen: &mut X) -> Result<Option<Blocker>, Error> {
+        let page_type = retry(|| xen.page_type(gfn)).map_err(at(Step::PageType))?;
+        if gfn == self.gfn {
+            self.page_type = page_type;
+        }
+        Ok(match page_type {
+            PageType::Ram => None,
+            PageType::ReadOnly if gfn == self.gfn => None,
+            PageType::ReadOnly | PageType::None | PageType::Ioreq => Some(Blocker::Type(page_type)),
+        })
+    }
+
+    /// Has a new page wait at a hole.
+    fn reserve_page<X: XenExchange>(&mut self, xen: &mut X) -> Result<(), Error> {
+        let candidates: Vec<Gfn> =
+            (SCRATCH_PAGES.start.raw()..SCRATCH_PAGES.end.raw()).map(Gfn::new).collect();
+        let frames = self.look(&candidates, xen);
+        let holes = candidates.into_iter().zip(frames).zip(&self.errors);
+        let hole = holes.filter(|((_, mfn), error)| mfn.is_none() && **error == Errno::EINVAL.raw());
+        let mut hole = hole.map(|((gfn, _), _)| gfn);
+        let hole =
+            hole.find(|gfn| retry(|| xen.page_type(*gfn)) == Ok(PageType::None)).ok_or(Error::NoScratch)?;
+        if !populate(Order::PAGE_4K, hole, xen) {
+            return Err(Error::NoMemory);
+        }
+        self.scratch.push(hole);
+        Ok(())
+    }
+
+    /// Has a new superpage wait at a hole; tells whether there was one and memory for it.
+    fn reserve_region<X: XenExchange>(&mut self, start: Option<Gfn>, xen: &mut X) -> bool {
+        let Some(start) = start.filter(|start| start.is_aligned(Order::PAGE_2M)) else { return false };
+        let gfns = region(start);
+        self.look(&gfns, xen);
+        let are_holes = self.errors.iter().all(|error| *error == Errno::EINVAL.raw());
+        if are_holes && populate(Order::PAGE_2M, start, xen) {
+            self.scratch = gfns;
+        }
+        !self.scratch.is_empty()
+    }
+
+    /// Returns the pages that are exchanged.
+    fn pages(&self) -> Vec<Gfn> {
+        match self.plan {
+            Plan::Page => vec![self.gfn],
+            Plan::Superpage => region(self.gfn),
+        }
+    }
+
+    /// Maps `gfns` in the new half of the window and reads back their frames; [`Self::errors`] says why one has none.
+    fn look<X: XenExchange>(&mut self, gfns: &[Gfn], xen: &mut X) -> Vec<Option<Mfn>> {
+        let errors = &mut self.errors[..gfns.len()];
+        for _ in 0..ATTEMPTS {
+            xen.map_at(NEW, Access::Write, gfns, errors);
+            // A hole fails again; what failed for want of memory may not.
+            if errors.iter().all(|error| [0, Errno::EINVAL.raw()].contains(error)) {
+                break;
+            }
+        }
+        (NEW..NEW + gfns.len()).map(|slot| xen.mfn(slot)).collect()
+    }
+
+    /// Refuses what has changed since the survey.
+    fn look_again<X: XenExchange>(&mut self, xen: &mut X) -> Result<(), Error> {
+        let pages = self.pages();
+        let frames = self.look(&pages, xen);
+        for ((&gfn, frame), slot) in pages.iter().zip(frames).zip(OLD..) {
+            if frame.is_none() || frame != xen.mfn(slot) || (gfn == self.gfn && frame != Some(self.mfn)) {
+                return Err(Error::Moved { gfn });
+            }
+        }
+        match grant_blocker(&pages, xen)? {
+            Some((gfn, blocker)) => Err(Refusal::Blocked { gfn, blocker }.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Empties the window and gives back what still waits at the scratch gfns; what cannot be given back stays in the
+    /// list.
+    fn release<X: XenExchange>(&mut self, xen: &mut X) {
+        xen.unmap();
+        let is_region = self.scratch.len() == REGION_LEN;
+        if is_region && decrease(Order::PAGE_2M, &self.scratch[..1], xen) == 1 {
+            self.scratch.clear();
+        }
+        let nr_done = decrease(Order::PAGE_4K, &self.scratch, xen);
+        self.scratch.drain(..nr_done);
+    }
+}
+
+const DECREASE_FAILED: Error = Error::Xen { step: Step::Decrease, errno: Errno::ENOMEM };
+
+/// Asks whether one of these consecutive pages is granted and mapped.
+fn grant_blocker<X: XenExchange>(pages: &[Gfn], xen: &mut X) -> Result<Option<(Gfn, Blocker)>, Error> {
+    let grant = retry(|| xen.mapped_grant(pages[0], pages.len() as u64)).map_err(at(Step::Grants))?;
+    Ok(grant.map(|(gfn, gref)| (gfn, Blocker::Granted(gref))))
+}
+
+/// Returns the gfns of the 2 MiB region that holds `gfn`.
+fn region(gfn: Gfn) -> Vec<Gfn> {
+    let start = gfn.align_down(Order::PAGE_2M);
+    (0..Order::PAGE_2M.nr_frames()).filter_map(|nr| start.checked_add(nr)).collect()
+}
+
+fn at(step: Step) -> impl Fn(Errno) -> Error {
+    move |errno| Error::Xen { step, errno }
+}
+
+/// Calls once more after a failure: what Xen lacks for a moment is no reason to leave a failing frame in use.
+fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    call().or_else(|_| call())
+}
+
+/// Populates one extent, at the second attempt if need be.
+fn populate<X: XenExchange>(order: Order, gfn: Gfn, xen: &mut X) -> bool {
+    (0..2).any(|_| xen.populate_physmap(order, &[gfn]) == 1)
+}
+
+/// Takes back a prefix of `extents`, with one more attempt after a short count.
+fn decrease<X: XenExchange>(order: Order, extents: &[Gfn], xen: &mut X) -> usize {
+    let mut nr_done = 0;
+    for _ in 0..2 {
+        if nr_done < extents.len() {
+            nr_done += xen.decrease_reservation(order, &extents[nr_done..]);
+        }
+    }
+    nr_done
+}
+
+#[cfg(test)]
+mod tests;

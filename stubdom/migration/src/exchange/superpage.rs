@@ -1,0 +1,103 @@
+//! The swap of a superpage.
+
+use super::{ATTEMPTS, Error, Exchange, NEW, OLD, Outcome, Step, decrease, plan, populate, region};
+use crate::xen::{Errno, XenExchange};
+use alloc::vec::Vec;
+use xen_front::types::{Gfn, Mfn, Order};
+
+impl Exchange {
+    /// Takes the superpage away, populates another at its place and copies; falls back on the one that waits.
+    pub(super) fn swap_superpage<X: XenExchange>(&mut self, xen: &mut X) -> Result<(Outcome, Mfn), Error> {
+        self.look_again(xen)?;
+        let start = self.gfn.align_down(Order::PAGE_2M);
+        let is_gone = decrease(Order::PAGE_2M, &[start], xen) == 1 || self.is_gone(xen)?;
+        let swapped = if is_gone && populate(Order::PAGE_2M, start, xen) {
+            self.fill_region(xen)?
+        } else {
+            self.patch_region(xen)?
+        };
+        self.restore_type(xen);
+        Ok(swapped)
+    }
+
+    /// Finds out what a failed decrease has left: Xen takes page after page and may stop between two.
+    fn is_gone<X: XenExchange>(&mut self, xen: &mut X) -> Result<bool, Error> {
+        let frames = self.look(&region(self.gfn), xen);
+        let intact = frames.iter().zip(OLD..).all(|(frame, slot)| frame.is_some() && *frame == xen.mfn(slot));
+        if intact {
+            return Err(Error::Xen { step: Step::Decrease, errno: Errno::EINVAL });
+        }
+        Ok(self.errors.iter().all(|error| *error == Errno::EINVAL.raw()))
+    }
+
+    /// Copies all pages into the new superpage.
+    fn fill_region<X: XenExchange>(&mut self, xen: &mut X) -> Result<(Outcome, Mfn), Error> {
+        let pages = region(self.gfn);
+        let frames = self.look_hard(&pages, xen)?;
+        for (offset, &gfn) in pages.iter().enumerate() {
+            self.copy_page(offset, gfn, xen)?;
+        }
+        let is_whole = plan::is_run(frames.iter().copied().map(Some));
+        let outcome = if is_whole { Outcome::Superpage } else { Outcome::SplitSuperpage };
+        Ok((outcome, frames[self.offset()]))
+    }
+
+    /// Gives the guest the pages that wait, one by one: those that are gone, and the one that fails.
+    fn patch_region<X: XenExchange>(&mut self, xen: &mut X) -> Result<(Outcome, Mfn), Error> {
+        let (pages, bad) = (region(self.gfn), self.offset());
+        let frames = self.look(&pages, xen);
+        let (kept, patched): (Vec<usize>, Vec<usize>) =
+            (0..pages.len()).partition(|offset| frames[*offset].is_some() && *offset != bad);
+        let waiting = core::mem::take(&mut self.scratch);
+        self.scratch.extend(kept.iter().map(|offset| waiting[*offset]));
+        let copies = self.look_hard(&waiting, xen)?;
+        for &offset in &patched {
+            self.copy_page(offset, pages[offset], xen)?;
+        }
+        for &offset in &patched {
+            // Whether it worked shows below.
+            let _ = (0..ATTEMPTS).any(|_| xen.move_page(waiting[offset], pages[offset]).is_ok());
+        }
+        let frames = self.look_hard(&pages, xen)?;
+        let is_moved = |offset: &usize| frames[*offset] == copies[*offset];
+        self.scratch.extend(patched.iter().filter(|offset| !is_moved(offset)).map(|offset| waiting[*offset]));
+        match patched.iter().find(|offset| !is_moved(offset)) {
+            None => Ok((Outcome::SplitSuperpage, frames[bad])),
+            Some(_) if frames[bad] == self.mfn => Err(Error::Xen { step: Step::Move, errno: Errno::EINVAL }),
+            Some(&offset) => Err(Error::Lost { gfn: pages[offset] }),
+        }
+    }
+
+    /// Copies an old page to the new one at the same offset, and compares.
+    fn copy_page<X: XenExchange>(&mut self, offset: usize, gfn: Gfn, xen: &mut X) -> Result<(), Error> {
+        for _ in 0..ATTEMPTS {
+            xen.copy(OLD + offset, NEW + offset);
+            if xen.equal(OLD + offset, NEW + offset) {
+                self.replaced.push(OLD + offset);
+                return Ok(());
+            }
+        }
+        Err(Error::Lost { gfn })
+    }
+
+    /// Maps pages that must be there, at the last attempt if need be.
+    fn look_hard<X: XenExchange>(&mut self, gfns: &[Gfn], xen: &mut X) -> Result<Vec<Mfn>, Error> {
+        let mut frames = self.look(gfns, xen);
+        for _ in 1..ATTEMPTS {
+            if frames.iter().any(Option::is_none) {
+                frames = self.look(gfns, xen);
+            }
+        }
+        let missing = frames.iter().zip(gfns).find(|(frame, _)| frame.is_none());
+        match missing {
+            Some((_, &gfn)) => Err(Error::Lost { gfn }),
+            None => Ok(frames.into_iter().flatten().collect()),
+        }
+    }
+
+    /// Returns the offset of the failing page in its region.
+    fn offset(&self) -> usize {
+        let start = self.gfn.align_down(Order::PAGE_2M);
+        region(start).iter().take_while(|gfn| **gfn < self.gfn).count()
+    }
+}

@@ -1,0 +1,348 @@
+use super::*;
+use crate::fake::{FakeXen, Offline, Page};
+use crate::sample::contents;
+use crate::xen::Xen;
+use alloc::string::ToString;
+use proptest::prelude::*;
+use xen_front::types::Gref;
+
+/// Where a new superpage may wait: past the guest.
+const SCRATCH_REGION: Gfn = Gfn::new(0x1000);
+
+const STORE: Gfn = Gfn::new(0xfeffc);
+
+/// A guest of four superpages and some single pages, on a host of 64 MiB.
+fn guest() -> FakeXen {
+    let mut xen = FakeXen::new(1 << 14, 1 << 14);
+    xen.populate_physmap(Order::PAGE_2M, &[0, 512, 1024, 1536].map(Gfn::new));
+    let single: Vec<Gfn> = (0x2000..0x2010).map(Gfn::new).chain([STORE]).collect();
+    xen.populate_physmap(Order::PAGE_4K, &single);
+    xen.set_param(1, STORE.raw()).expect("a parameter");
+    for gfn in xen.gfns().collect::<Vec<_>>() {
+        xen.write(gfn, &contents(gfn, 0));
+    }
+    xen.ledger.0.clear();
+    xen
+}
+
+fn request(mfn: Mfn) -> Request<'static> {
+    Request { mfn, reserved: &[], scratch_region: Some(SCRATCH_REGION) }
+}
+
+fn memory(xen: &FakeXen) -> Vec<(Gfn, Page)> {
+    xen.gfns().map(|gfn| (gfn, xen.page(gfn).expect("populated"))).collect()
+}
+
+fn frames(xen: &FakeXen) -> Vec<(Gfn, Option<Mfn>)> {
+    xen.gfns().map(|gfn| (gfn, xen.frame(gfn))).collect()
+}
+
+/// Marks the frame of `gfn` offline and exchanges it, all three phases.
+fn exchange(xen: &mut FakeXen, gfn: Gfn) -> Result<Report, Error> {
+    let mfn = xen.frame(gfn).expect("populated");
+    xen.offline(mfn);
+    let mut exchange = Exchange::prepare(&request(mfn), xen)?;
+    let swapped = exchange.swap(xen);
+    let report = exchange.finish(xen)?;
+    swapped.map(|_| report.expect("swapped"))
+}
+
+#[test]
+fn a_page_alone_gets_a_new_frame_and_keeps_its_contents() {
+    let mut xen = guest();
+    let (gfn, before) = (Gfn::new(0x2003), memory(&guest()));
+    let old = xen.frame(gfn).expect("populated");
+    let report = exchange(&mut xen, gfn).expect("an ordinary page");
+    let new = xen.frame(gfn).expect("populated");
+    let expected = Report { gfn, old, new, outcome: Outcome::Page, is_held: false, lost_read_only: None };
+    assert_eq!(report, expected);
+    assert_ne!(new, old);
+    assert_eq!(xen.offline_status(old), Offline::Done);
+    assert!(memory(&xen) == before);
+    assert_eq!((xen.nr_orphans(), xen.nr_mapped()), (0, 0));
+}
+
+#[test]
+fn a_superpage_gets_512_new_frames_and_stays_one() {
+    let mut xen = guest();
+    let gfn = Gfn::new(700);
+    let old = xen.frame(gfn).expect("populated");
+    let (before, owned) = (memory(&xen), xen.nr_owned());
+    let report = exchange(&mut xen, gfn).expect("an ordinary superpage");
+    assert_eq!((report.outcome, report.is_held), (Outcome::Superpage, false));
+    assert!(xen.is_superpage(gfn) && xen.is_contiguous(Order::PAGE_2M, Gfn::new(512)));
+    assert!(memory(&xen) == before);
+    assert_eq!((xen.nr_owned(), xen.nr_orphans(), xen.nr_mapped()), (owned, 0, 0));
+    assert_eq!(xen.offline_status(old), Offline::Done);
+}
+
+#[test]
+fn the_guest_stands_still_for_a_handful_of_calls() {
+    let calls = |gfn| {
+        let mut xen = guest();
+        let mut exchange =
+            Exchange::prepare(&request(xen.frame(gfn).expect("populated")), &mut xen).expect("fine");
+        xen.ledger.0.clear();
+        exchange.swap(&mut xen).expect("fine");
+        let ledger = xen.ledger.to_string();
+        exchange.finish(&mut xen).expect("fine");
+        ledger
+    };
+    assert_eq!(calls(Gfn::new(0x2003)), "map 1\nmapped_grant\nmove_page\nmap 1\nnote_modified\n");
+    let superpage = "map 512\nmapped_grant\ndecrease 2M 1/1\npopulate 2M 1/1\nmap 512\nnote_modified\n";
+    assert_eq!(calls(Gfn::new(3)), superpage);
+}
+
+#[test]
+fn without_a_second_superpage_the_first_is_split_and_nothing_lost() {
+    let mut xen = guest();
+    let before = memory(&xen);
+    xen.fragment(Order::PAGE_2M, 26); // leaves one free extent of 2 MiB
+    let report = exchange(&mut xen, Gfn::new(700)).expect("split");
+    assert_eq!(report.outcome, Outcome::SplitSuperpage);
+    assert!(!xen.is_superpage(Gfn::new(700)));
+    assert!(memory(&xen) == before);
+    assert_eq!((xen.nr_orphans(), xen.nr_mapped(), report.is_held), (0, 0, false));
+}
+
+#[test]
+fn without_any_superpage_the_page_alone_is_exchanged() {
+    let mut xen = guest();
+    let before = memory(&xen);
+    xen.fragment(Order::PAGE_2M, usize::MAX);
+    let report = exchange(&mut xen, Gfn::new(700)).expect("split");
+    assert_eq!((report.outcome, xen.is_superpage(Gfn::new(700))), (Outcome::Page, false));
+    assert!(memory(&xen) == before);
+}
+
+#[test]
+fn one_page_of_room_under_max_pages_is_enough() {
+    let mut xen = guest();
+    xen.max_pages = xen.nr_owned() + 1;
+    assert_eq!(exchange(&mut xen, Gfn::new(700)).expect("one page").outcome, Outcome::Page);
+    xen.max_pages = xen.nr_owned();
+    assert_eq!(exchange(&mut xen, Gfn::new(701)), Err(Error::NoMemory));
+}
+
+#[test]
+fn old_frames_are_scrubbed() {
+    let mut xen = guest();
+    let old = xen.frame(Gfn::new(0x2003)).expect("populated");
+    xen.hold(old);
+    let report = exchange(&mut xen, Gfn::new(0x2003)).expect("held, which nobody can see before");
+    assert!(report.is_held);
+    assert_eq!(xen.offline_status(old), Offline::Pending);
+    assert_eq!(xen.contents_of(old), [0; 4096]);
+}
+
+#[test]
+fn a_read_only_page_stays_read_only() {
+    let mut xen = guest();
+    let gfn = Gfn::new(0x2003);
+    xen.page_types.insert(gfn, PageType::ReadOnly);
+    let report = exchange(&mut xen, gfn).expect("a ROM");
+    assert_eq!((report.lost_read_only, xen.page_type(gfn)), (None, Ok(PageType::ReadOnly)));
+}
+
+/// Expects this refusal of the frame at `gfn` of a guest changed so, and the guest untouched.
+fn assert_refused(gfn: Gfn, reserved: &[Reserved], change: impl FnOnce(&mut FakeXen), error: Error) {
+    let mut xen = guest();
+    let mfn = xen.frame(gfn).expect("populated");
+    change(&mut xen);
+    let before = (memory(&xen), frames(&xen), xen.nr_owned());
+    let request = Request { mfn, reserved, scratch_region: Some(SCRATCH_REGION) };
+    assert_eq!(Exchange::prepare(&request, &mut xen).map(|exchange| exchange.plan), Err(error), "{error}");
+    assert!((memory(&xen), frames(&xen), xen.nr_owned()) == before);
+    assert_eq!(xen.nr_mapped(), 0);
+}
+
+#[test]
+fn what_must_stay_is_refused_by_name_and_nothing_is_touched() {
+    let gfn = Gfn::new(0x2003);
+    let blocked = |gfn, blocker| Error::Refused(Refusal::Blocked { gfn, blocker });
+    let vram = Reserved { first: Gfn::new(0x2000), nr_frames: 16, role: Role::DeviceModel };
+    let none = |_: &mut FakeXen| {};
+    assert_refused(STORE, &[], none, blocked(STORE, Blocker::Reserved(Role::Store)));
+    assert_refused(gfn, &[vram], none, blocked(gfn, Blocker::Reserved(Role::DeviceModel)));
+    let grant = |xen: &mut FakeXen| _ = xen.mapped_grants.insert(gfn, Gref::new(9));
+    assert_refused(gfn, &[], grant, blocked(gfn, Blocker::Granted(Gref::new(9))));
+    let broken = |xen: &mut FakeXen| _ = xen.unmappable.insert(gfn);
+    assert_refused(gfn, &[], broken, blocked(gfn, Blocker::Unmappable(Errno::EINVAL)));
+    for page_type in [PageType::None, PageType::Ioreq] {
+        let change = |xen: &mut FakeXen| _ = xen.page_types.insert(gfn, page_type);
+        assert_refused(gfn, &[], change, blocked(gfn, Blocker::Type(page_type)));
+    }
+    let params =
+        [(5, gfn.raw()), (12, gfn.raw() << 12), (32, gfn.raw() - 7), (37, (gfn.raw() << 12) | 128 << 32)];
+    for ((index, value), role) in
+        params.into_iter().zip([Role::Ioreq, Role::IdentPt, Role::Ioreq, Role::VmTss])
+    {
+        let change = |xen: &mut FakeXen| _ = xen.params.insert(index, value);
+        assert_refused(gfn, &[], change, blocked(gfn, Blocker::Reserved(role)));
+    }
+}
+
+#[test]
+fn a_frame_without_a_gfn_is_refused() {
+    let mut xen = guest();
+    let mfn = Mfn::new((1 << 14) - 1);
+    assert_eq!(
+        Exchange::prepare(&request(mfn), &mut xen).map(|exchange| exchange.plan),
+        Err(Error::NoGfn { mfn })
+    );
+}
+
+#[test]
+fn a_frame_that_is_another_domains_is_refused() {
+    let (gfn, mfn, got) = (Gfn::new(5), Mfn::new(0x77), Mfn::new(0x88));
+    let mut frames = vec![None; 512];
+    frames[5] = Some(got);
+    let survey = Survey { mfn, gfn, frames, blockers: vec![] };
+    assert_eq!(survey.plan(), Err(Refusal::NotTheTargets { gfn, got }));
+}
+
+#[test]
+fn a_superpage_with_a_page_that_must_stay_is_split() {
+    let mut xen = guest();
+    xen.mapped_grants.insert(Gfn::new(513), Gref::new(9));
+    let report = exchange(&mut xen, Gfn::new(700)).expect("the page itself is free");
+    assert_eq!((report.outcome, xen.is_superpage(Gfn::new(700))), (Outcome::Page, false));
+}
+
+#[test]
+fn what_the_guest_changes_meanwhile_is_found_before_anything_is_swapped() {
+    let gfn = Gfn::new(0x2003);
+    let swap = |change: &dyn Fn(&mut FakeXen)| {
+        let mut xen = guest();
+        let mfn = xen.frame(gfn).expect("populated");
+        let mut exchange = Exchange::prepare(&request(mfn), &mut xen).expect("fine");
+        change(&mut xen);
+        let before = xen.nr_owned();
+        let error = exchange.swap(&mut xen).expect_err("changed");
+        assert_eq!(exchange.finish(&mut xen), Ok(None));
+        assert_eq!(xen.nr_mapped(), 0);
+        assert!(xen.gfns().all(|gfn| !SCRATCH_PAGES.contains(&gfn)));
+        assert!(xen.nr_owned() < before && xen.nr_orphans() == 0);
+        error
+    };
+    let grant = swap(&|xen| _ = xen.mapped_grants.insert(gfn, Gref::new(4)));
+    assert_eq!(grant, Error::Refused(Refusal::Blocked { gfn, blocker: Blocker::Granted(Gref::new(4)) }));
+    let moved = swap(&|xen| xen.move_page(Gfn::new(0x2004), gfn).expect("the guest's own affair"));
+    assert_eq!(moved, Error::Moved { gfn });
+}
+
+#[test]
+fn what_the_guest_writes_meanwhile_is_kept() {
+    for gfn in [Gfn::new(0x2003), Gfn::new(700)] {
+        let mut xen = guest();
+        let mut exchange =
+            Exchange::prepare(&request(xen.frame(gfn).expect("populated")), &mut xen).expect("fine");
+        xen.write(gfn, b"written while the exchange was prepared");
+        let before = xen.page(gfn);
+        exchange.swap(&mut xen).expect("fine");
+        exchange.finish(&mut xen).expect("fine");
+        assert!(xen.page(gfn) == before);
+    }
+}
+
+#[test]
+fn a_page_that_xen_loses_on_the_way_is_populated_and_filled_anew() {
+    let mut xen = guest();
+    let (gfn, before) = (Gfn::new(0x2003), memory(&guest()));
+    xen.unmovable.insert(gfn);
+    let report = exchange(&mut xen, gfn).expect("refilled");
+    assert!(report.is_held, "the page that was to be moved has no gfn now");
+    assert!(memory(&xen) == before);
+    assert_eq!((xen.nr_orphans(), xen.nr_mapped()), (1, 0));
+}
+
+#[test]
+fn a_superpage_that_goes_only_in_part_is_patched() {
+    for stuck in [520, 700, 1000] {
+        let mut xen = guest();
+        let (gfn, before) = (Gfn::new(700), memory(&guest()));
+        xen.unremovable.insert(Gfn::new(stuck));
+        let mfn = xen.frame(gfn).expect("populated");
+        xen.offline(mfn);
+        let mut exchange = Exchange::prepare(&request(mfn), &mut xen).expect("fine");
+        let outcome = exchange.swap(&mut xen);
+        exchange.finish(&mut xen).expect("fine");
+        assert!(memory(&xen) == before, "stuck at {stuck}");
+        assert_eq!((xen.nr_orphans(), xen.nr_mapped()), (0, 0), "stuck at {stuck}");
+        // A page that cannot be taken away cannot be moved over either.
+        let refused = Error::Xen { step: Step::Move, errno: Errno::EINVAL };
+        let expected = if stuck == 700 { Err(refused) } else { Ok(Outcome::SplitSuperpage) };
+        assert_eq!(outcome, expected, "stuck at {stuck}");
+    }
+}
+
+/// Runs a whole exchange with one call failing; the guest must be whole whatever happens.
+fn sweep(gfn: Gfn) {
+    let (mut sound, reference) = (guest(), guest());
+    exchange(&mut sound, gfn).expect("nothing fails");
+    let calls = &sound.ledger.0;
+    // Of many equal calls in a row, the first and the last.
+    let is_inner =
+        |nr: usize| nr > 0 && calls.get(nr - 1) == calls.get(nr) && calls.get(nr) == calls.get(nr + 1);
+    for nr in (0..calls.len()).filter(|nr| !is_inner(*nr)) {
+        let mut xen = guest();
+        let old = xen.frame(gfn).expect("populated");
+        xen.fail_call = Some(nr);
+        let outcome = exchange(&mut xen, gfn);
+        assert!(memory(&xen) == memory(&reference), "call {nr}: {outcome:?}");
+        assert_eq!((xen.nr_orphans(), xen.nr_mapped()), (0, 0), "call {nr}: {outcome:?}");
+        assert_eq!(xen.nr_owned(), reference.nr_owned(), "call {nr}: {outcome:?}");
+        let is_exchanged = xen.offline_status(old) == Offline::Done;
+        assert_eq!(outcome.is_ok(), is_exchanged, "call {nr}: {outcome:?}");
+        assert!(outcome.is_ok(), "one failure is retried, call {nr}, {:?}: {outcome:?}", calls[nr]);
+    }
+}
+
+#[test]
+fn whichever_call_fails_once_a_page_is_exchanged_all_the_same() {
+    sweep(Gfn::new(0x2003));
+}
+
+#[test]
+fn whichever_call_fails_once_a_superpage_is_exchanged_all_the_same() {
+    sweep(Gfn::new(700));
+}
+
+#[test]
+fn a_call_that_fails_for_good_leaves_the_guest_as_it_was() {
+    for name in ["param", "page_type", "mapped_grant", "move_page", "current_reservation"] {
+        let mut xen = guest();
+        let before = (memory(&xen), frames(&xen));
+        xen.fail_name = Some(name);
+        let outcome = exchange(&mut xen, Gfn::new(0x2003));
+        assert!(outcome.is_err_and(|error| error.leaves_guest_intact()), "{name}");
+        assert!((memory(&xen), frames(&xen)) == before, "{name}");
+        assert_eq!((xen.nr_orphans(), xen.nr_mapped()), (0, 0), "{name}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn any_exchanges_one_after_another_leave_the_guest_as_it_was(
+        offsets in proptest::collection::vec(0_usize..2064, 1..12),
+        nr_spoiled in 0_usize..32,
+    ) {
+        let mut xen = guest();
+        let before = memory(&xen);
+        let owned = xen.nr_owned();
+        xen.fragment(Order::PAGE_2M, nr_spoiled);
+        for offset in offsets {
+            let gfn = xen.gfns().nth(offset).expect("a guest of 2065 pages");
+            let old = xen.frame(gfn).expect("populated");
+            let was_superpage = xen.is_superpage(gfn);
+            let report = exchange(&mut xen, gfn).expect("an ordinary page");
+            prop_assert_eq!(xen.offline_status(old), Offline::Done);
+            prop_assert_eq!(xen.is_superpage(gfn), report.outcome == Outcome::Superpage);
+            prop_assert!(was_superpage || report.outcome != Outcome::Superpage || xen.is_superpage(gfn));
+        }
+        prop_assert!(memory(&xen) == before);
+        prop_assert_eq!((xen.nr_owned(), xen.nr_orphans(), xen.nr_mapped()), (owned, 0, 0));
+    }
+}

@@ -1,0 +1,109 @@
+//! The calls that exchanging pages needs, and what dom0 sees of it.
+
+use super::{Call, FakeXen, Offline};
+use crate::xen::{Access, Errno, PageType, XenExchange};
+use xen_front::types::{Gfn, Gref, Mfn, Order};
+
+impl FakeXen {
+    /// Marks a frame offline (`XEN_SYSCTL_page_offline_op`), as dom0 does before an exchange.
+    pub fn offline(&mut self, mfn: Mfn) {
+        self.host.offline(mfn);
+    }
+
+    /// Returns what Xen says of a frame.
+    pub fn offline_status(&self, mfn: Mfn) -> Offline {
+        self.host.offline_status(mfn)
+    }
+
+    /// Takes a reference on a frame, as a backend or Xen itself does.
+    pub fn hold(&mut self, mfn: Mfn) {
+        self.host.take_ref(mfn);
+    }
+
+    /// Tells whether one entry of the physmap maps the whole region of `gfn`.
+    pub fn is_superpage(&self, gfn: Gfn) -> bool {
+        self.superpages.contains(&gfn.align_down(Order::PAGE_2M))
+    }
+
+    /// Writes bytes at the start of a page, as the guest does.
+    pub fn write(&mut self, gfn: Gfn, bytes: &[u8]) {
+        if let Some(mfn) = self.frame(gfn) {
+            self.host.contents_mut(mfn)[..bytes.len()].copy_from_slice(bytes);
+        }
+    }
+}
+
+impl XenExchange for FakeXen {
+    fn map_at(&mut self, first: usize, access: Access, gfns: &[Gfn], errors: &mut [i32]) {
+        assert!(gfns.len() == errors.len() && first + gfns.len() <= self.window.len(), "slots of the window");
+        let fails = self.fails();
+        self.ledger.0.push(Call::Map { nr_asked: gfns.len() });
+        for (slot, (gfn, error)) in (first..).zip(gfns.iter().zip(errors)) {
+            if let Some((mfn, _)) = self.window[slot].take() {
+                self.unref(mfn);
+            }
+            *error = if fails { Errno::ENOMEM.raw() } else { self.map_slot(slot, *gfn, access) };
+        }
+    }
+
+    fn copy(&mut self, from: usize, to: usize) {
+        let bytes = self.host.contents(self.slot(from, Access::Read));
+        let to = self.slot(to, Access::Write);
+        *self.host.contents_mut(to) = bytes;
+    }
+
+    fn equal(&self, left: usize, right: usize) -> bool {
+        let contents = |slot| self.host.contents(self.slot(slot, Access::Read));
+        contents(left) == contents(right)
+    }
+
+    fn gfn(&self, mfn: Mfn) -> Option<Gfn> {
+        self.physmap.iter().find(|(_, frame)| **frame == mfn).map(|(gfn, _)| *gfn)
+    }
+
+    fn move_page(&mut self, from: Gfn, to: Gfn) -> Result<(), Errno> {
+        self.call("move_page", |xen| {
+            let mfn = xen.frame(from).ok_or(Errno::EINVAL)?;
+            if xen.physmap.contains_key(&to) && !xen.remove(to) {
+                return Err(Errno::EINVAL);
+            }
+            xen.physmap.remove(&from);
+            xen.split(from);
+            if xen.unmovable.contains(&to) {
+                return Err(Errno::ENOMEM);
+            }
+            xen.physmap.insert(to, mfn);
+            xen.page_types.remove(&to);
+            Ok(())
+        })
+    }
+
+    fn page_type(&mut self, gfn: Gfn) -> Result<PageType, Errno> {
+        self.call("page_type", |xen| {
+            let populated = if xen.physmap.contains_key(&gfn) { PageType::Ram } else { PageType::None };
+            Ok(xen.page_types.get(&gfn).copied().unwrap_or(populated))
+        })
+    }
+
+    fn set_read_only(&mut self, gfn: Gfn) -> Result<(), Errno> {
+        self.call("set_read_only", |xen| {
+            xen.page_types.insert(gfn, PageType::ReadOnly);
+            Ok(())
+        })
+    }
+
+    fn note_modified(&mut self, _first: Gfn, _nr_frames: u64) -> Result<(), Errno> {
+        self.call("note_modified", |_| Ok(()))
+    }
+
+    fn param(&mut self, index: u32) -> Result<u64, Errno> {
+        self.call("param", |xen| Ok(xen.params.get(&index).copied().unwrap_or(0)))
+    }
+
+    fn mapped_grant(&mut self, first: Gfn, nr_frames: u64) -> Result<Option<(Gfn, Gref)>, Errno> {
+        self.call("mapped_grant", |xen| {
+            let end = first.checked_add(nr_frames).ok_or(Errno::EINVAL)?;
+            Ok(xen.mapped_grants.range(first..end).next().map(|(gfn, gref)| (*gfn, *gref)))
+        })
+    }
+}
