@@ -1,5 +1,6 @@
 //! The stories, in the order in which they are told.
 
+mod helper;
 mod hostile;
 mod order;
 mod release;
@@ -11,6 +12,7 @@ use crate::story::Story;
 /// Every story that `scripts/test` tells.
 pub const ALL: &[Story] = &[
     stock::SAVE_AND_RESTORE,
+    helper::SAVE_HELPER,
     restore::PVH_256,
     restore::HVM_256,
     restore::PVH_1024,

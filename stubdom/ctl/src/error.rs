@@ -19,7 +19,7 @@ pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0  done
   1  dom0 could not do its part (Xen, xenstore, network, files)
-  2  wrong command line
+  2  wrong command line, no such guest or stub
   3  wrong configuration
   4  the stub did not start or did not answer
   5  the stub refused or failed
@@ -104,6 +104,7 @@ impl Error {
             Self::Xen(_) | Self::Store(_) | Self::Net(_) | Self::Packaged(_) | Self::Io(_) => 1,
             Self::Control(ControlError::Xen(_) | ControlError::Store(_)) => 1,
             Self::Usage(_) => 2,
+            Self::Pair(PairError::NoGuest(_) | PairError::NoStub(_) | PairError::NotHvm(_)) => 2,
             Self::Conf(_) | Self::Pair(PairError::NoConfig(_)) => 3,
             Self::Control(ControlError::Stop(_)) | Self::Stop(_) => 7,
             Self::Control(ControlError::Failed(_)) | Self::Blob(_) => 5,

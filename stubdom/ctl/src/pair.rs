@@ -160,7 +160,7 @@ fn create(host: &Host, conf: &Conf, name: &str) -> Result<(), Error> {
     let result = loop {
         match child.try_wait() {
             Ok(Some(status)) if status.success() => return Ok(()),
-            Ok(Some(_)) => break Err(PairError::Create(last_words(&mut child)).into()),
+            Ok(Some(_)) => break Err(PairError::Create(first_words(&mut child)).into()),
             Ok(None) => {}
             Err(error) => break Err(PairError::Create(error.to_string()).into()),
         }
@@ -203,26 +203,25 @@ fn abandon(host: &Host, mut child: Child, name: &str) {
     }
 }
 
-/// What a command that failed wrote to standard error, as one line.
-fn last_words(child: &mut Child) -> String {
+/// What a command that failed wrote to standard error first: xl's later lines only follow from it.
+fn first_words(child: &mut Child) -> String {
     let mut said = String::new();
     if let Some(stderr) = &mut child.stderr {
         // What cannot be read is missing from the message, no more.
         let _ = stderr.take(8192).read_to_string(&mut said);
     }
-    one_line(&said)
+    first_line(&said)
 }
 
-fn one_line(said: &str) -> String {
-    let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    lines.join("; ")
+fn first_line(said: &str) -> String {
+    said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it does not say why").to_owned()
 }
 
 /// Runs an xl command to its end.
 pub(crate) fn xl(arguments: &[&str]) -> Result<(), String> {
     let output = Command::new("xl").args(arguments).stdin(Stdio::null()).output();
     let output = output.map_err(|error| format!("cannot run xl: {error}"))?;
-    if output.status.success() { Ok(()) } else { Err(one_line(&String::from_utf8_lossy(&output.stderr))) }
+    if output.status.success() { Ok(()) } else { Err(first_line(&String::from_utf8_lossy(&output.stderr))) }
 }
 
 #[cfg(test)]
@@ -237,7 +236,8 @@ mod tests {
     }
 
     #[test]
-    fn last_words_become_one_line() {
-        assert_eq!(one_line("libxl: error\n\n  cannot do\n"), "libxl: error; cannot do");
+    fn the_first_words_are_the_reason() {
+        assert_eq!(first_line("\n  xc: error: no memory\nlibxl: error: -3\n"), "xc: error: no memory");
+        assert_eq!(first_line(""), "it does not say why");
     }
 }
