@@ -318,3 +318,6 @@ impl Xen for FakeXen {
         self.call("current_reservation", |xen| Ok(xen.nr_owned))
     }
 }
+
+#[cfg(test)]
+mod tests;

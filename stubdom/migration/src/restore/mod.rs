@@ -8,12 +8,20 @@ use core::fmt;
 
 /// The restore of one target from one stream.
 ///
-/// ```ignore
-/// let mut restore = Restore::new(config, &mut xen)?;
-/// while restore.report().is_none() {
-///     let bytes = socket.recv_slice();
-///     let nr_taken = restore.push(bytes, &mut xen, &mut broker)?;
-///     socket.consume(nr_taken);
+/// ```
+/// use migration::{engine::Config, restore::{Error, Report, Restore}, xen::{Broker, Xen}};
+///
+/// fn receive<'a, X: Xen, B: Broker>(
+///     config: Config,
+///     stream: impl Iterator<Item = &'a [u8]>,
+///     xen: &mut X,
+///     broker: &mut B,
+/// ) -> Result<Report, Error> {
+///     let mut restore = Restore::new(config, xen)?;
+///     for bytes in stream {
+///         restore.push(bytes, xen, broker)?;
+///     }
+///     restore.close(xen)
 /// }
 /// ```
 #[derive(Debug)]
