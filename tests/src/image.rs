@@ -39,6 +39,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("target/release/ask-witness", "usr/bin/ask-witness"),
     ("target/release/nest-stream", "usr/bin/nest-stream"),
     ("target/release/nest-oracle", "usr/bin/nest-oracle"),
+    ("target/release/nest-fragment", "usr/bin/nest-fragment"),
     ("target/release/stubctl", "usr/sbin/stubctl"),
     ("target/stub/stubdom", "usr/lib/xen-stubdom/stubdom"),
 ];

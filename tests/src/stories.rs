@@ -5,6 +5,7 @@ mod hostile;
 mod order;
 mod release;
 mod restore;
+mod scarce;
 mod stock;
 
 use crate::story::Story;
@@ -20,6 +21,7 @@ pub const ALL: &[Story] = &[
     order::ANY_ORDER,
     release::TEN_ROUNDS,
     release::TWO_AT_ONCE,
+    scarce::FRAGMENTED,
     hostile::DAMAGED,
     hostile::CUT,
     restore::ONE_GIB,

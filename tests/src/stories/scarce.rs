@@ -1,0 +1,49 @@
+//! Little memory: the restore takes what there is.
+
+use super::restore::restore_paused;
+use crate::machine::Options;
+use crate::story::{Stage, Story, Telling, ensure};
+use crate::survey::Survey;
+use control::RegionKind;
+
+/// No two free pages side by side.
+pub(super) const FRAGMENTED: Story = Story {
+    name: "stub-fragmented",
+    proves: "where Xen has memory but none of it contiguous, the guest arrives in single pages with every byte",
+    options: Options::default,
+    tell: fragmented,
+};
+
+/// Left unfragmented for the stub, page tables and what xl needs, in MiB; less than the guest is large.
+const LEFT_MIB: u64 = 64;
+
+/// An example guest's configuration, blown up to own all but [`LEFT_MIB`] of the free memory. Its own page tables take a
+/// part in a hundred more.
+fn hog(stage: &Stage) -> Telling<u64> {
+    let free_mib = stage.free_kib()? / 1024;
+    let mib = free_mib - free_mib / 64 - LEFT_MIB;
+    let config = "/etc/xen/stubdom/guests/pvh-128.cfg";
+    stage.sh(&format!("xl create -p -q {config} 'name=\"hog\"' memory={mib} maxmem={mib}"))?;
+    Ok(mib)
+}
+
+fn fragmented(stage: &Stage) -> Telling {
+    let (guest, file) = ("pvh-256", "/var/lib/xen/save/pvh-256");
+    stage.create(guest)?;
+    let fresh = Survey::take(stage, guest)?;
+    stage.sh(&format!("xl save {guest} {file}"))?;
+    let mib = hog(stage)?;
+    stage.say(stage.sh(&format!("nest-fragment $(xl domid hog) {mib}"))?);
+    stage.say(format!("{} MiB free", stage.free_kib()? / 1024));
+    restore_paused(stage, guest, file)?;
+    let now = Survey::take(stage, guest)?;
+    let (had, has) = (fresh.count(RegionKind::Superpage), now.count(RegionKind::Superpage));
+    stage.say(format!("{has} superpages, {had} when fresh; {} frames", now.nr_frames));
+    ensure(has < had / 2, || format!("memory was not fragmented: {has} superpages of {had}"))?;
+    let (had, has) = (fresh.nr_frames, now.nr_frames);
+    ensure(had == has, || format!("{had} frames when fresh, {has} after the restore"))?;
+    stage.sh(&format!("xl unpause {guest}"))?;
+    stage.ask(guest, "verify")?;
+    stage.sh(&format!("xl destroy {guest} && xl destroy hog"))?;
+    stage.expect_alone()
+}
