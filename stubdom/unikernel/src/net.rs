@@ -20,7 +20,9 @@ use smoltcp::iface::{Config, Interface, PollIngressSingleResult, SocketHandle, S
 use smoltcp::socket::{dhcpv4, tcp};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, IpEndpoint, Ipv6Cidr};
+use xen_front::grants::GrantTable;
 use xen_front::net::Netfront;
+use xen_front::xenstore::Xenstore;
 
 /// Receive buffer, and so window, of the stream's connection: 16 aggregates.
 const RECEIVE_BYTES: usize = 1 << 20;
@@ -34,6 +36,9 @@ const INGRESS_BATCH: usize = 16;
 /// A peer that is silent for this long is gone; it is asked for a sign of life in between.
 const PEER_TIMEOUT: Duration = Duration::from_secs(60);
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// How often a connection is looked at while its link is down, in nanoseconds.
+const DOWN_POLL_NS: u64 = 1_000_000_000;
 
 /// DHCP asks ever more rarely while nobody answers: as long again as it has asked so far, within these bounds.
 const DISCOVER_MIN: Duration = Duration::from_secs(4);
@@ -125,9 +130,17 @@ impl Net {
         }
     }
 
-    /// Gives the front end back to whoever follows xenstore for it.
-    pub(crate) fn front(&mut self) -> &mut Netfront {
-        &mut self.front
+    /// The front end: its event channels to wait on, its token among xenstore's events.
+    pub(crate) const fn front(&self) -> &Netfront {
+        &self.front
+    }
+
+    /// Follows the vif as it is plugged, unplugged or fails. Call it once at the start, for each event of the front end's
+    /// token, and while [`Netfront::has_failed`].
+    pub(crate) fn follow(&mut self, store: &mut Xenstore, grants: &mut GrantTable) {
+        if let Err(error) = self.front.follow(store, grants) {
+            log::error!("network: {error}");
+        }
     }
 
     /// Sends what is due, then takes a batch of frames. Call it again when [`Net::deadline`] says so.
@@ -150,12 +163,15 @@ impl Net {
     /// Until when the stub may sleep, in nanoseconds of system time; `None`: until an event. Asks the back end for
     /// events, so it comes last before sleeping.
     pub(crate) fn deadline(&mut self, now_ns: u64) -> Option<u64> {
-        let now = instant(now_ns);
-        let timer = self.interface.as_mut().and_then(|interface| interface.poll_at(now, &self.sockets));
         if self.pending || self.front.request_events() {
             return Some(now_ns);
         }
-        timer.map(|at| u64::try_from(at.total_micros()).unwrap_or(0).saturating_mul(1000).max(now_ns))
+        if self.front.transmit().is_none() {
+            // Nothing can be sent, so no timer is worth a wake-up but the one that gives an open connection up.
+            return (self.stream() == Stream::Open).then(|| now_ns.saturating_add(DOWN_POLL_NS));
+        }
+        let at = self.interface.as_mut()?.poll_at(instant(now_ns), &self.sockets)?;
+        Some(u64::try_from(at.total_micros()).unwrap_or(0).saturating_mul(1000).max(now_ns))
     }
 
     /// Lets the next one connect, after whatever is open now is reset.

@@ -206,9 +206,7 @@ impl Stub {
     }
 
     fn follow_vif(&mut self) {
-        if let Err(error) = self.net.front().follow(&mut self.store, &mut self.grants) {
-            log::warn!("network: {error}");
-        }
+        self.net.follow(&mut self.store, &mut self.grants);
     }
 
     fn command(&mut self, command: ToStub) {

@@ -6,6 +6,16 @@
 //!
 //! One request gets one response, and the ring never holds more requests than it has slots. Indices run freely through
 //! all of `u32`; a slot is an index modulo the size, a power of two.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 
 use crate::shared_mem::SharedMem;
 use crate::types::PAGE_SIZE;
@@ -152,7 +162,7 @@ impl<Req: IntoBytes + Immutable, Rsp: FromBytes> FrontRing<Req, Rsp> {
     }
 
     const fn offset(&self, slot: u32) -> usize {
-        RING + slot as usize * Self::SLOT_BYTES
+        RING.wrapping_add((slot as usize).wrapping_mul(Self::SLOT_BYTES)) // below a page: `slot` is below NR_SLOTS
     }
 }
 

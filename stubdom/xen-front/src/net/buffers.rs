@@ -7,6 +7,16 @@
 //! While a page is lent nothing here can touch it; once it is taken back Xen lets nobody else write it. That is why
 //! plain slices of received data are sound, and what smoltcp has checked in a header stays as it was.
 #![allow(unsafe_code, reason = "slices of pages whose grant has ended")]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 
 use crate::grants::Lease;
 use crate::types::{Gref, PAGE_SIZE};

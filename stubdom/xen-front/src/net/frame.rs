@@ -6,6 +6,16 @@
 //!
 //! The protocol (`xen/include/public/io/netif.h`, "Guest receive"): the first slot holds data, then come the extras, if
 //! announced, then the other data slots. A slot's response stands where its request stood.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 
 use super::abi::{
     ExtraInfo, RxFlags, RxResponse, XEN_NETIF_EXTRA_FLAG_MORE, XEN_NETIF_EXTRA_TYPE_GSO,

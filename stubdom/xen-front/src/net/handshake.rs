@@ -3,6 +3,16 @@
 //! The life of a vif as Linux's netback lives it: it waits in InitWait for our rings, connects when we say Connected,
 //! and goes through Closing to Closed when the toolstack unplugs it or its driver goes away. A driver that comes back
 //! starts in Initialising and wants to see us there too.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 
 use crate::xenbus::State;
 

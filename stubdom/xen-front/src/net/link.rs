@@ -169,7 +169,8 @@ impl Link {
     /// Asks for events; true if there is something to do already.
     pub(super) fn request_events(&mut self) -> Result<bool, NetError> {
         self.flush();
-        Ok(self.rx.request_event()? | self.tx.request_event()?)
+        // Without room for an answer no frame is taken: then only room is worth waking up for.
+        if self.tx.has_room()? { self.rx.request_event() } else { self.tx.request_event() }
     }
 
     /// Ends the connection; returns the leases of pages that the back end still uses.

@@ -4,6 +4,16 @@
 //! so are their pages: a frame of many pages is contiguous where it is, but for the page spent on the extra and the
 //! end of the ring. Both cost a copy of what lies on the wrong side of the gap: one page an aggregate, and about half
 //! an aggregate a round of the ring (256 pages).
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 
 use super::abi::{RxFlags, RxRequest, RxResponse};
 use super::buffers::Buffers;

@@ -3,6 +3,16 @@
 //! Every buffer is granted read-only for the life of the connection and holds one frame of at most
 //! [`TX_BUFFER_BYTES`]. What this end sends is acknowledgements and little else, so frames are never spread over slots
 //! and their checksums are computed here: over 20 bytes that costs less than asking the back end to.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 
 use super::NetError;
 use super::abi::{TxFlags, TxRequest, TxResponse};
@@ -91,9 +101,9 @@ impl TxQueue {
         Ok(())
     }
 
-    /// Asks for an event when a buffer comes back, which matters only when there is none; true if one has.
+    /// Asks for an event when a buffer comes back; true if one has.
     pub(super) fn request_event(&mut self) -> Result<bool, NetError> {
-        Ok(self.free == 0 && self.ring.request_event()?)
+        Ok(self.ring.request_event()?)
     }
 }
 
@@ -103,7 +113,7 @@ mod pages {
     //! The buffers' memory.
     #![allow(unsafe_code, reason = "slices of pages that the back end may read, but not write")]
 
-    use super::{BUFFERS_PER_PAGE, Box, Gref, NonNull, PAGE_SIZE, TX_BUFFER_BYTES};
+    use super::{Box, Gref, NonNull, PAGE_SIZE, TX_BUFFER_BYTES};
 
     /// Pages granted read-only for good.
     #[derive(Debug)]
@@ -124,17 +134,14 @@ mod pages {
 
         /// Returns the grant, the offset in its page, and the first `len` bytes of buffer `index`.
         pub(super) fn buffer(&mut self, index: usize, len: usize) -> Option<(Gref, u16, &mut [u8])> {
-            let gref = *self.grefs.get(index / BUFFERS_PER_PAGE)?;
-            let offset = index % BUFFERS_PER_PAGE * TX_BUFFER_BYTES;
-            if len > TX_BUFFER_BYTES {
-                return None;
-            }
-            // SAFETY: the buffer lies in page index / BUFFERS_PER_PAGE, which exists because its grant does.
-            let start = unsafe { self.base.add(index / BUFFERS_PER_PAGE * PAGE_SIZE + offset) };
+            let start = index.checked_mul(TX_BUFFER_BYTES).filter(|_| len <= TX_BUFFER_BYTES)?;
+            let gref = *self.grefs.get(start / PAGE_SIZE)?;
+            // SAFETY: the buffer lies in page start / PAGE_SIZE, which exists because its grant does.
+            let bytes = unsafe { self.base.add(start) };
             // SAFETY: `len` is at most a buffer, which is mapped and writable (obligation 1 of `new`); no other domain
             // can write it (obligation 2); the borrow of self keeps other slices away.
-            let bytes = unsafe { core::slice::from_raw_parts_mut(start.as_ptr(), len) };
-            Some((gref, u16::try_from(offset).ok()?, bytes))
+            let bytes = unsafe { core::slice::from_raw_parts_mut(bytes.as_ptr(), len) };
+            Some((gref, u16::try_from(start % PAGE_SIZE).ok()?, bytes))
         }
     }
 }

@@ -1,4 +1,14 @@
 //! A network front end's side of xenstore: where the back end is, what it can do, where our rings are.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 
 use super::handshake::{Action, Ends};
 use super::link::{self, Link};

@@ -17,6 +17,7 @@
     )
 )]
 
+use crate::byte_ring;
 use crate::ring::Notify;
 use crate::shared_mem::SharedMem;
 use crate::types::Gref;
@@ -144,7 +145,7 @@ impl Channel {
 
     /// Tells whether bytes of the client wait to be read; a nonsense index is for [`Channel::read`] to report.
     pub(super) fn is_readable(&self) -> bool {
-        self.left.distance(self.page.read(LEFT + PROD), Side::Reader).is_ok_and(|ready| ready > 0)
+        self.left.filled(self.page.read(LEFT + PROD)).is_ok_and(|ready| ready > 0)
     }
 
     /// Reads what is there, at most `out`, and asks for an event when more comes if that was not enough.
@@ -152,10 +153,10 @@ impl Channel {
     /// # Errors
     /// The client's index is nonsense; nothing was read.
     pub(super) fn read(&mut self, out: &mut [u8]) -> Result<(usize, Notify), VchanError> {
-        let mut ready = self.left.distance(self.page.read(LEFT + PROD), Side::Reader)?;
+        let mut ready = self.left.filled(self.page.read(LEFT + PROD))?;
         if ready < out.len() {
             self.request(VCHAN_NOTIFY_WRITE);
-            ready = self.left.distance(self.page.read(LEFT + PROD), Side::Reader)?;
+            ready = self.left.filled(self.page.read(LEFT + PROD))?;
         }
         let len = ready.min(out.len());
         self.left.copy_out(out.get_mut(..len).unwrap_or_default());
@@ -169,10 +170,10 @@ impl Channel {
     /// # Errors
     /// The client's index is nonsense; nothing was written.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(usize, Notify), VchanError> {
-        let mut room = self.right.distance(self.page.read(RIGHT + CONS), Side::Writer)?;
+        let mut room = self.right.room(self.page.read(RIGHT + CONS))?;
         if room < bytes.len() {
             self.request(VCHAN_NOTIFY_READ);
-            room = self.right.distance(self.page.read(RIGHT + CONS), Side::Writer)?;
+            room = self.right.room(self.page.read(RIGHT + CONS))?;
         }
         let len = room.min(bytes.len());
         self.right.copy_in(bytes.get(..len).unwrap_or_default());
@@ -197,13 +198,6 @@ impl Channel {
     }
 }
 
-/// Which end of a ring this is.
-#[derive(Clone, Copy)]
-enum Side {
-    Reader,
-    Writer,
-}
-
 /// One ring and this end's index in it.
 #[derive(Debug)]
 struct ByteRing {
@@ -222,19 +216,22 @@ impl ByteRing {
         u16::try_from(self.mem.len().trailing_zeros()).unwrap_or(u16::MAX)
     }
 
-    /// How many bytes this end may read or write, given the other end's index.
-    fn distance(&self, theirs: u32, side: Side) -> Result<usize, VchanError> {
+    /// How many bytes the reader may read, given the writer's index.
+    fn filled(&self, prod: u32) -> Result<usize, VchanError> {
         fence(Ordering::Acquire); // what the index covers is looked at after the index
+        byte_ring::nr_filled(self.index, prod, self.mem.len()).ok_or_else(|| self.error(prod))
+    }
+
+    /// How many bytes the writer may write, given the reader's index.
+    fn room(&self, cons: u32) -> Result<usize, VchanError> {
+        fence(Ordering::Acquire); // what the index frees is written after the index
+        let filled = byte_ring::nr_filled(cons, self.index, self.mem.len());
+        filled.and_then(|filled| self.mem.len().checked_sub(filled)).ok_or_else(|| self.error(cons))
+    }
+
+    fn error(&self, theirs: u32) -> VchanError {
         let ring_bytes = u32::try_from(self.mem.len()).unwrap_or(u32::MAX);
-        let (filled, ours) = match side {
-            Side::Reader => (theirs.wrapping_sub(self.index), self.index),
-            Side::Writer => (self.index.wrapping_sub(theirs), self.index),
-        };
-        let free = ring_bytes.checked_sub(filled).ok_or(VchanError { theirs, ours, ring_bytes })?;
-        Ok(match side {
-            Side::Reader => filled as usize,
-            Side::Writer => free as usize,
-        })
+        VchanError { theirs, ours: self.index, ring_bytes }
     }
 
     fn copy_out(&mut self, out: &mut [u8]) {
@@ -261,8 +258,7 @@ impl ByteRing {
     }
 
     fn advance(&mut self, nr_bytes: usize) {
-        // At most the ring's size, which fits: `distance` bounded it.
-        self.index = self.index.wrapping_add(u32::try_from(nr_bytes).unwrap_or_default());
+        self.index = byte_ring::advance(self.index, nr_bytes);
     }
 }
 

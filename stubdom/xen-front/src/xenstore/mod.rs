@@ -3,6 +3,16 @@
 //! **Takes** paths; those without a leading `/` are below the domain's own `/local/domain/N`. **Gives** values, and watch
 //! events in the order they came. **Never** has two requests on their way: a call waits for its reply, and keeps the watch
 //! events that come before it.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 
 pub(crate) mod wire;
 
@@ -215,7 +225,7 @@ impl Xenstore {
             fence(Ordering::Acquire); // the daemon is done with what it consumed before we write there
             let run = ring::writable(cons, prod, XENSTORE_RING_SIZE, bytes.len()).ok_or(Error::Broken)?;
             let (now, later) = bytes.split_at(run.len.min(bytes.len()));
-            self.page.copy_in(REQ + run.offset, now);
+            self.page.copy_in(REQ.saturating_add(run.offset), now);
             fence(Ordering::Release); // the bytes are there before the index that covers them
             self.page.write(REQ_PROD, ring::advance(prod, now.len()));
             bytes = later;
@@ -237,7 +247,7 @@ impl Xenstore {
             if run.len == 0 {
                 return Ok(None);
             }
-            self.page.copy_out(RSP + run.offset, room.get_mut(..run.len).unwrap_or_default());
+            self.page.copy_out(RSP.saturating_add(run.offset), room.get_mut(..run.len).unwrap_or_default());
             fence(Ordering::SeqCst); // the bytes are out before the daemon may overwrite them
             self.page.write(RSP_CONS, ring::advance(cons, run.len));
             self.notify();

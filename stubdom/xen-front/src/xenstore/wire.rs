@@ -1,4 +1,14 @@
 //! Xenstore's messages: a header of four words, then strings.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 
 use super::Error;
 use crate::errno::Errno;
@@ -97,7 +107,7 @@ impl Collector {
             return Ok(None);
         }
         let len = usize::try_from(header.len).ok().filter(|&len| len <= MAX_PAYLOAD).ok_or(header.len)?;
-        self.buffer.resize(HEADER_BYTES + len, 0);
+        self.buffer.resize(HEADER_BYTES.saturating_add(len), 0);
         if self.filled < self.buffer.len() {
             return Ok(None);
         }
