@@ -9,6 +9,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod exchange;
 mod frame;
 pub mod nodes;
 
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use xen_front::types::{Domid, Gfn};
 
 /// Version of this protocol; both ends must be equal.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The xenstore directory of the rendezvous, below the stub's own `/local/domain/<stub>/`.
 pub const VCHAN_PATH: &str = "data/control";
@@ -63,6 +64,15 @@ pub enum ToStub {
         /// One past the highest gfn to look at.
         end: Gfn,
     },
+    /// Names pages that the next [`ToStub::Exchange`] must leave where they are; at most [`exchange::MAX_RESERVED`].
+    Reserve(exchange::Reserved),
+    /// Asks the stub to look at a frame and to prepare its exchange; answered by [`FromStub::Prepared`].
+    Exchange(exchange::Exchange),
+    /// Asks for the swap; the target stands still. Answered by [`FromStub::Swapped`].
+    Swap,
+    /// Ends an exchange, whatever came of it; answered by [`FromStub::Exchanged`], after a failed swap by
+    /// [`FromStub::Done`].
+    Finish,
     /// Ends the current receive or exchange; the stub undoes what it can and answers [`FromStub::Failed`].
     Abort,
     /// Asks the stub to end (`SHUTDOWN_poweroff`).
@@ -98,7 +108,7 @@ pub enum FromStub<'a> {
         /// The target, once paired.
         target: Option<Domid>,
     },
-    /// The last command without a result of its own (Pair) is done.
+    /// The last command without a result of its own (Pair, Finish after a failed swap) is done.
     Done,
     /// The stub accepts one connection on [`STREAM_PORT`] now.
     Listening,
@@ -145,6 +155,19 @@ pub enum FromStub<'a> {
         first_region: u64,
         /// [`RegionKind`] codes, at most [`BLOB_CHUNK_BYTES`].
         kinds: &'a [u8],
+    },
+    /// What will be exchanged; the stub waits for [`ToStub::Swap`] or [`ToStub::Finish`].
+    Prepared(exchange::Prepared),
+    /// The swap is done; the target may run.
+    Swapped(exchange::Swapped),
+    /// The frame is exchanged, and the stub has let go of the old one.
+    Exchanged(exchange::Exchanged),
+    /// The frame is not exchanged and the target is as it was, unless the reason is [`exchange::Reason::Lost`].
+    NotExchanged {
+        /// Why, by name.
+        reason: exchange::Reason,
+        /// Why, in words: at most [`MAX_TEXT_BYTES`].
+        text: &'a str,
     },
     /// The survey is complete.
     SurveyDone {
@@ -222,6 +245,8 @@ pub enum Phase {
     Finishing,
     /// The target is complete.
     Restored,
+    /// A frame is being exchanged.
+    Exchanging,
     /// The last command failed.
     Failed,
 }
@@ -237,6 +262,7 @@ impl Phase {
             Self::Precopy => "precopy",
             Self::Finishing => "finishing",
             Self::Restored => "restored",
+            Self::Exchanging => "exchanging",
             Self::Failed => "failed",
         }
     }

@@ -30,6 +30,10 @@ pub struct Errno(i32);
 impl Errno {
     /// Out of memory.
     pub const ENOMEM: Self = Self(-12);
+    /// Held by another.
+    pub const EBUSY: Self = Self(-16);
+    /// Too many or too large.
+    pub const E2BIG: Self = Self(-7);
     /// The far side is gone.
     pub const EPIPE: Self = Self(-32);
     /// Given up on request.

@@ -8,6 +8,7 @@
 extern crate alloc;
 
 mod broker;
+mod exchange;
 mod life;
 mod link;
 mod net;

@@ -1,5 +1,6 @@
 //! The stub: everything it owns, and what it does between two sleeps.
 
+use crate::exchange::{Reply, Service};
 use crate::life;
 use crate::link::{Link, LinkError};
 use crate::net::{Addressing, Net, Stream};
@@ -94,6 +95,7 @@ pub(crate) struct Stub {
     status: Status,
     xen: Option<TargetXen>,
     reception: Option<Reception>,
+    exchange: Service,
 }
 
 impl Stub {
@@ -119,8 +121,8 @@ impl Stub {
         status.phase(&mut store, Phase::Idle);
         let (used, free) = xen_front::heap::usage();
         log::info!("up, {} KiB of heap used, {} KiB free", used >> 10, free >> 10);
-        let (xen, reception) = (None, None);
-        Ok(Self { memory, events, clock, store, grants, net, link, status, xen, reception })
+        let (xen, reception, exchange) = (None, None, Service::default());
+        Ok(Self { memory, events, clock, store, grants, net, link, status, xen, reception, exchange })
     }
 
     /// Follows what has changed in xenstore.
@@ -218,6 +220,11 @@ impl Stub {
                 Ok(())
             }
             ToStub::Pair { target } => self.pair(target),
+            ToStub::Receive(_) | ToStub::Survey { .. } | ToStub::Exchange(_) if self.is_window_taken() => {
+                Err(CommandError::Unexpected(command))
+            }
+            ToStub::Reserve(reserved) if self.exchange.reserve(&reserved) => Ok(()),
+            ToStub::Exchange(_) | ToStub::Swap | ToStub::Finish => self.exchange_step(command),
             ToStub::Receive(order) => self.begin(&order),
             ToStub::Survey { end } => match &mut self.xen {
                 Some(xen) => survey::run(end, xen, &mut self.link).or_else(|error| {
@@ -229,7 +236,7 @@ impl Stub {
             ToStub::Abort => Err(CommandError::Aborted),
             ToStub::Shutdown => life::end("stubctl asks for it"),
             ToStub::Panic => panic!("stubctl asked for a panic"),
-            ToStub::Answer { .. } => Err(CommandError::Unexpected(command)),
+            ToStub::Answer { .. } | ToStub::Reserve(_) => Err(CommandError::Unexpected(command)),
         };
         if let Err(error) = result {
             self.fail(&error);
@@ -260,6 +267,37 @@ impl Stub {
         self.net.listen(self.clock.now_ns());
         self.status.phase(&mut self.store, Phase::Listening);
         self.say(&FromStub::Listening);
+        Ok(())
+    }
+
+    /// Tells whether a reception or an exchange uses the window.
+    fn is_window_taken(&self) -> bool {
+        self.reception.is_some() || self.exchange.is_busy()
+    }
+
+    fn exchange_step(&mut self, command: ToStub) -> Result<(), CommandError> {
+        let xen = self.xen.as_mut().ok_or(CommandError::Unpaired)?;
+        let reply = match command {
+            ToStub::Exchange(order) => {
+                self.status.phase(&mut self.store, Phase::Exchanging);
+                Some(self.exchange.begin(&order, xen, self.clock))
+            }
+            ToStub::Swap => self.exchange.swap(xen, self.clock),
+            _ => self.exchange.finish(xen),
+        };
+        match reply.ok_or(CommandError::Unexpected(command))? {
+            Reply::Prepared(prepared) => self.say(&FromStub::Prepared(prepared)),
+            Reply::Swapped(swapped) => self.say(&FromStub::Swapped(swapped)),
+            Reply::Exchanged(exchanged) => self.say(&FromStub::Exchanged(exchanged)),
+            Reply::NotExchanged(reason, text) => {
+                let text = text.get(..text.floor_char_boundary(MAX_TEXT_BYTES)).unwrap_or_default();
+                self.say(&FromStub::NotExchanged { reason, text });
+            }
+            Reply::Over => self.say(&FromStub::Done),
+        }
+        if !self.exchange.is_busy() {
+            self.status.phase(&mut self.store, Phase::Idle);
+        }
         Ok(())
     }
 
@@ -306,7 +344,7 @@ impl Stub {
 
     /// Ends what stubctl will not hear the end of.
     fn give_up(&mut self, why: &str) {
-        if self.reception.is_some() {
+        if self.is_window_taken() {
             log::warn!("giving up: {why}");
             self.stop();
             self.status.failed(&mut self.store, why);
@@ -318,6 +356,9 @@ impl Stub {
             self.net.abort(self.clock.now_ns());
         }
         if let Some(xen) = &mut self.xen {
+            if let Some(Reply::NotExchanged(_, text)) = self.exchange.finish(xen) {
+                log::error!("ending the exchange: {text}");
+            }
             migration::xen::Xen::unmap(xen);
         }
     }

@@ -1,8 +1,11 @@
 //! The real implementor of [`migration::xen::Xen`]: hypercalls on the stub's target, and the window.
 
+mod exchange;
+
 use migration::xen::{self, Access, Errno, WINDOW_FRAMES};
 use xen_front::hypercall::hvm;
 use xen_front::hypercall::memory::{self, Resource};
+use xen_front::m2p::MachineToPhys;
 use xen_front::memory::{Error, Memory};
 use xen_front::target::Target;
 use xen_front::types::{Domid, Gfn, Gref, Mfn, Order};
@@ -13,15 +16,42 @@ const GRANT_ENTRY_BYTES: usize = 8;
 /// `GTF_permit_access`.
 const GTF_PERMIT_ACCESS: u16 = 1;
 
+/// Frames of the target's grant table that are looked at: as many as Xen allows by default (`gnttab_max_frames`).
+const NR_GRANT_FRAMES: usize = 64;
+
 /// The target, and the window onto its frames.
 pub(crate) struct TargetXen {
     target: Target,
     window: Window,
+    grants: Window,
+    machine_to_phys: Option<MachineToPhys>,
+    /// Calls until a panic: a test of what a dying stub leaves.
+    fuse: Option<u32>,
 }
 
 impl TargetXen {
     pub(crate) fn new(memory: &mut Memory, target: Target) -> Result<Self, Error> {
-        Ok(Self { target, window: Window::new(memory, target, WINDOW_FRAMES)? })
+        let window = Window::new(memory, target, WINDOW_FRAMES)?;
+        let grants = Window::new(memory, target, NR_GRANT_FRAMES)?;
+        let machine_to_phys = MachineToPhys::new();
+        if let Err(errno) = &machine_to_phys {
+            log::warn!("no machine-to-phys table: {errno}");
+        }
+        Ok(Self { target, window, grants, machine_to_phys: machine_to_phys.ok(), fuse: None })
+    }
+
+    /// Has the call to Xen after `nr_calls` more panic instead.
+    pub(crate) fn set_fuse(&mut self, nr_calls: Option<u32>) {
+        self.fuse = nr_calls;
+    }
+
+    /// Counts a call to Xen.
+    fn burn(&mut self) {
+        match &mut self.fuse {
+            None => {}
+            Some(0) => panic!("the fuse that stubctl set has burnt down"),
+            Some(nr_left) => *nr_left -= 1,
+        }
     }
 
     /// The domain itself.
@@ -39,22 +69,22 @@ impl TargetXen {
 
 impl xen::Xen for TargetXen {
     fn populate_physmap(&mut self, order: Order, extents: &[Gfn]) -> usize {
+        self.burn();
         memory::populate_physmap(self.target, order, extents).unwrap_or(0)
     }
 
     fn decrease_reservation(&mut self, order: Order, extents: &[Gfn]) -> usize {
+        self.burn();
         memory::decrease_reservation(self.target, order, extents).unwrap_or(0)
     }
 
     fn map(&mut self, access: Access, gfns: &[Gfn], errors: &mut [i32]) {
-        let access = match access {
-            Access::Read => window::Access::Read,
-            Access::Write => window::Access::Write,
-        };
-        self.window.map(access, gfns, errors);
+        self.burn();
+        self.window.map(in_window(access), gfns, errors);
     }
 
     fn unmap(&mut self) {
+        self.burn();
         self.window.unmap();
     }
 
@@ -95,6 +125,13 @@ impl xen::Xen for TargetXen {
 
     fn current_reservation(&mut self) -> Result<u64, Errno> {
         memory::current_reservation(self.target.domid()).map_err(errno)
+    }
+}
+
+fn in_window(access: Access) -> window::Access {
+    match access {
+        Access::Read => window::Access::Read,
+        Access::Write => window::Access::Write,
     }
 }
 

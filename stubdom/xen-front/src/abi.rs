@@ -273,6 +273,10 @@ pub const XENVER_extraversion: u64 = 1;
 pub const HVMOP_set_param: u64 = 0;
 pub const HVMOP_get_param: u64 = 1;
 pub const HVMOP_get_mem_type: u64 = 15;
+pub const HVMMEM_ram_rw: u16 = 0;
+pub const HVMMEM_ram_ro: u16 = 1;
+pub const HVMMEM_mmio_dm: u16 = 2;
+pub const HVMMEM_ioreq_server: u16 = 4;
 pub const XEN_DMOP_modified_memory: u32 = 11;
 pub const XEN_DMOP_set_mem_type: u32 = 12;
 

@@ -70,6 +70,20 @@ impl Window {
         self.show(MMU_NORMAL_PT_UPDATE, access, gfns.iter().map(|gfn| gfn.raw()), errors);
     }
 
+    /// As [`map`](Self::map), from slot `first` on; all other slots stay as they are.
+    pub fn map_at(&mut self, first: usize, access: Access, gfns: &[Gfn], errors: &mut [i32]) {
+        let end = first + gfns.len();
+        assert!(end <= self.nr_slots && gfns.len() == errors.len(), "more frames than slots");
+        let nr_reused = self.nr_used.saturating_sub(first);
+        self.updates.clear();
+        for (slot, gfn) in (first..).zip(gfns) {
+            let pte = Pte::new(gfn.raw(), access.flags());
+            self.updates.push(entry(&self.region.tables, slot, MMU_NORMAL_PT_UPDATE, pte));
+        }
+        self.nr_used = self.nr_used.max(end);
+        self.commit(nr_reused, errors);
+    }
+
     /// As [`map`](Self::map), for machine frames: those of the target that have no gfn.
     pub fn map_mfns(&mut self, access: Access, mfns: &[Mfn], errors: &mut [i32]) {
         self.show(MMU_PT_UPDATE_NO_TRANSLATE, access, mfns.iter().map(|mfn| mfn.raw()), errors);
@@ -148,25 +162,26 @@ impl Window {
         let nr_frames = frames.len();
         assert!(nr_frames <= self.nr_slots && nr_frames == errors.len(), "more frames than slots");
         let (nr_used, tables) = (self.nr_used, &self.region.tables);
-        let entry = |slot: usize, command: u64, pte: Pte| MmuUpdate {
-            ptr: pte::entry_maddr(tables[slot / NR_ENTRIES], slot) | command,
-            val: pte.raw(),
-        };
         let shown = frames.enumerate();
-        let shown = shown.map(|(slot, frame)| entry(slot, command, Pte::new(frame, access.flags())));
-        let emptied = (nr_frames..nr_used).map(|slot| entry(slot, MMU_NORMAL_PT_UPDATE, Pte::EMPTY));
+        let shown = shown.map(|(slot, frame)| entry(tables, slot, command, Pte::new(frame, access.flags())));
+        let emptied = (nr_frames..nr_used).map(|slot| entry(tables, slot, MMU_NORMAL_PT_UPDATE, Pte::EMPTY));
         self.updates.clear();
         self.updates.extend(shown.chain(emptied));
         self.nr_used = nr_frames;
-        self.send(nr_used, errors);
-        if nr_used > 0 {
+        self.commit(nr_used, errors);
+    }
+
+    /// Sends the updates, the first `nr_reused` of which are of slots that may show something; flushes the TLB then.
+    fn commit(&mut self, nr_reused: usize, errors: &mut [i32]) {
+        self.send(nr_reused, errors);
+        if nr_reused > 0 {
             // PANIC: flushing our own TLB has no way to fail; going on without it would write to the wrong frame.
             mmu::tlb_flush_local().expect("TLB flush");
         }
     }
 
     /// Sends the updates; where one fails, notes it, empties its slot if it was used, and goes on behind it.
-    fn send(&mut self, nr_used: usize, errors: &mut [i32]) {
+    fn send(&mut self, nr_reused: usize, errors: &mut [i32]) {
         errors.fill(0);
         let mut first = 0;
         while first < self.updates.len() {
@@ -177,17 +192,17 @@ impl Window {
                 *error = -errno.raw();
             }
             first = failed + 1;
-            if failed < nr_used {
+            if failed < nr_reused {
                 self.empty(failed);
             }
         }
     }
 
     /// Empties a slot whose new frame was refused: it still shows the old one.
-    fn empty(&mut self, slot: usize) {
-        self.updates[slot].val = Pte::EMPTY.raw();
-        self.updates[slot].ptr &= !MMU_PT_UPDATE_NO_TRANSLATE;
-        let update = &self.updates[slot..=slot];
+    fn empty(&mut self, nr: usize) {
+        self.updates[nr].val = Pte::EMPTY.raw();
+        self.updates[nr].ptr &= !MMU_PT_UPDATE_NO_TRANSLATE;
+        let update = &self.updates[nr..=nr];
         // SAFETY: as in `update`.
         let (_, result) = unsafe { mmu::mmu_update(update, self.target.domid()) };
         // PANIC: Xen takes an empty entry for a table of our own whatever it held before.
@@ -199,4 +214,9 @@ impl Window {
         // frames of another domain (`Target`), so no memory of ours is mapped a second time.
         unsafe { mmu::mmu_update(&self.updates[first..], self.target.domid()) }
     }
+}
+
+/// The update of one slot.
+fn entry(tables: &[Mfn], slot: usize, command: u64, pte: Pte) -> MmuUpdate {
+    MmuUpdate { ptr: pte::entry_maddr(tables[slot / NR_ENTRIES], slot) | command, val: pte.raw() }
 }

@@ -22,7 +22,9 @@
 //! channels). They show afterwards: [`Report::is_held`].
 
 mod error;
+pub mod grants;
 mod page;
+pub mod pinned;
 mod plan;
 mod superpage;
 

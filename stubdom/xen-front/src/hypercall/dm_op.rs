@@ -4,6 +4,7 @@
 use super::raw::{address, call};
 use crate::abi::*;
 use crate::errno::Errno;
+use crate::hypercall::hvm::MemType;
 use crate::ledger::Hypercall;
 use crate::target::Target;
 use crate::types::Gfn;
@@ -15,10 +16,16 @@ pub fn modified_memory(target: Target, first: Gfn, nr: u32) -> Result<(), Errno>
     dm_op(target, &[buf(&mut op), buf(&mut extent)])
 }
 
-/// Gives `nr` frames from `first` of the target the `HVMMEM_*` type `mem_type`. Splits superpages.
-pub fn set_mem_type(target: Target, mem_type: u16, first: Gfn, nr: u32) -> Result<(), Errno> {
-    let mut op =
-        DmOpSetMemType { op: XEN_DMOP_set_mem_type, op_pad: 0, nr, mem_type, pad: 0, first_pfn: first.raw() };
+/// Gives `nr` frames from `first` of the target a type. Splits superpages.
+pub fn set_mem_type(target: Target, mem_type: MemType, first: Gfn, nr: u32) -> Result<(), Errno> {
+    let mut op = DmOpSetMemType {
+        op: XEN_DMOP_set_mem_type,
+        op_pad: 0,
+        nr,
+        mem_type: mem_type as u16,
+        pad: 0,
+        first_pfn: first.raw(),
+    };
     dm_op(target, &[buf(&mut op)])
 }
 

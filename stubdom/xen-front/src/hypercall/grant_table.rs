@@ -1,10 +1,11 @@
-//! `grant_table_op` on the caller's own table (`xen/include/public/grant_table.h`).
+//! `grant_table_op` on the caller's own table, and what it may ask of a target's (`xen/include/public/grant_table.h`).
 #![allow(unsafe_code, reason = "hypercalls; their arguments live on the stack")]
 
 use super::raw::{address_mut, call};
 use crate::abi::*;
 use crate::errno::Errno;
 use crate::ledger::Hypercall;
+use crate::target::Target;
 use crate::types::Mfn;
 
 /// Sets our own grant table up with `mfns.len()` frames and names their machine frames.
@@ -18,7 +19,16 @@ pub fn setup_table(mfns: &mut [Mfn]) -> Result<(), Errno> {
 
 /// Returns the frames our table has and the most it may have.
 pub fn query_size() -> Result<(u32, u32), Errno> {
-    let mut arg = GnttabQuerySize { dom: DOMID_SELF, nr_frames: 0, max_nr_frames: 0, status: 0 };
+    size_of_table(DOMID_SELF)
+}
+
+/// Returns the frames that the target's table has and the most it may have.
+pub fn query_size_of(target: Target) -> Result<(u32, u32), Errno> {
+    size_of_table(target.domid().raw())
+}
+
+fn size_of_table(dom: u16) -> Result<(u32, u32), Errno> {
+    let mut arg = GnttabQuerySize { dom, nr_frames: 0, max_nr_frames: 0, status: 0 };
     op(GNTTABOP_query_size, &mut arg)?;
     status(arg.status)?;
     Ok((arg.nr_frames, arg.max_nr_frames))

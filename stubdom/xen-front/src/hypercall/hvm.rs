@@ -20,11 +20,26 @@ pub fn get_param(target: Target, index: u32) -> Result<u64, Errno> {
     Ok(arg.value)
 }
 
-/// Returns the `HVMMEM_*` type of `gfn` of the target. A hole and a broken page read as `HVMMEM_mmio_dm`.
-pub fn get_mem_type(target: Target, gfn: Gfn) -> Result<u16, Errno> {
+/// What a page of a target is (`hvmmem_type_t`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum MemType {
+    /// Memory.
+    RamRw = HVMMEM_ram_rw,
+    /// Memory that the guest cannot write, or whose writes are being logged.
+    RamRo = HVMMEM_ram_ro,
+    /// No memory: a hole, a device's registers, a broken page.
+    MmioDm = HVMMEM_mmio_dm,
+    /// Memory whose writes go to an ioreq server.
+    IoreqServer = HVMMEM_ioreq_server,
+}
+
+/// Returns the type of `gfn` of the target; `EINVAL` also for a type that this version does not know.
+pub fn get_mem_type(target: Target, gfn: Gfn) -> Result<MemType, Errno> {
     let mut arg = HvmGetMemType { domid: target.domid().raw(), mem_type: 0, pad: [0; 2], pfn: gfn.raw() };
     op(HVMOP_get_mem_type, &mut arg)?;
-    Ok(arg.mem_type)
+    let known = [MemType::RamRw, MemType::RamRo, MemType::MmioDm, MemType::IoreqServer];
+    known.into_iter().find(|known| *known as u16 == arg.mem_type).ok_or(Errno::EINVAL)
 }
 
 fn op<T>(cmd: u64, arg: &mut T) -> Result<(), Errno> {

@@ -1,0 +1,181 @@
+//! The conversation of one exchange: a failing frame of the target for a healthy one.
+//!
+//! ```text
+//! stubctl                                    stub
+//!   Reserve* Exchange  ------------------->  survey, refuse or prepare        the guest runs
+//!   stop, pause        <-------------------  Prepared
+//!   Swap               ------------------->  copy and swap                    the guest stands still
+//!   cont, unpause      <-------------------  Swapped
+//!   Finish             ------------------->  scrub and release                the guest runs
+//!                      <-------------------  Exchanged
+//! ```
+//! In place of any answer [`FromStub::NotExchanged`](crate::FromStub::NotExchanged) may come. After one to `Exchange` the
+//! exchange is over; after one to `Swap` stubctl lets the guest run and sends `Finish`. A stub that loses stubctl
+//! finishes by itself: at every moment the guest is whole, before or after the swap.
+
+use crate::Hypercall;
+use serde::{Deserialize, Serialize};
+use xen_front::types::{Gfn, Mfn};
+
+/// Most [`Reserved`] runs that one exchange takes.
+pub const MAX_RESERVED: usize = 64;
+
+/// Consecutive pages that only dom0 knows the role of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reserved {
+    /// The first.
+    pub first: Gfn,
+    /// How many.
+    pub nr_frames: u64,
+    /// What they are.
+    pub role: Role,
+}
+
+/// What dom0 knows of pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// Xen's shared information.
+    XenHeap,
+    /// Video memory, or a ROM that the device model keeps mapped.
+    DeviceModel,
+}
+
+/// What to exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exchange {
+    /// The frame that fails.
+    pub mfn: Mfn,
+    /// Where a new superpage may wait; `None`: exchange pages alone.
+    pub scratch_region: Option<Gfn>,
+    /// Whether to look only: the stub answers and undoes all it prepared.
+    pub only_check: bool,
+    /// Debugging: panic before the call to Xen of this number, counted from 0 over the whole exchange.
+    pub panic_at: Option<u32>,
+}
+
+/// What the stub will exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepared {
+    /// The page whose frame fails.
+    pub gfn: Gfn,
+    /// Whether it lies in a superpage now.
+    pub in_superpage: bool,
+    /// Whether the whole superpage will be exchanged; else the page alone, and a superpage around it is split.
+    pub whole: bool,
+}
+
+/// What the stub did while the guest stood still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Swapped {
+    /// How it came out.
+    pub outcome: Outcome,
+    /// How long it took by the stub's clock, in nanoseconds.
+    pub ns: u64,
+    /// Calls of each [`Hypercall`], by its index.
+    pub nr_hypercalls: [u64; Hypercall::ALL.len()],
+}
+
+/// How an exchange came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// The page has a new frame.
+    Page,
+    /// The superpage has new frames and is one still.
+    Superpage,
+    /// All pages of the superpage have new frames, mapped one by one: no 2 MiB of memory were free.
+    SplitSuperpage,
+}
+
+impl Outcome {
+    /// The word in reports.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Page => "page",
+            Self::Superpage => "superpage",
+            Self::SplitSuperpage => "split superpage",
+        }
+    }
+}
+
+/// What the exchange came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exchanged {
+    /// The page.
+    pub gfn: Gfn,
+    /// Its old frame.
+    pub old: Mfn,
+    /// Its new frame.
+    pub new: Mfn,
+    /// Whether the target still owned an old frame when the stub had let go of it.
+    pub is_held: bool,
+}
+
+/// Why a frame was not exchanged: the name that scripts go by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reason {
+    /// No gfn leads to the frame.
+    NoGfn,
+    /// The frame is not the target's.
+    NotTheTargets,
+    /// The xenstore ring.
+    Store,
+    /// The console ring.
+    Console,
+    /// A page shared with the device model.
+    Ioreq,
+    /// The ring of a monitor, pager or sharer.
+    Ring,
+    /// The identity page table of real mode.
+    IdentPt,
+    /// The task state of real mode.
+    VmTss,
+    /// Xen's shared information or grant table.
+    XenHeap,
+    /// Video memory or ROM that the device model keeps mapped.
+    DeviceModel,
+    /// A back end has it mapped.
+    Granted,
+    /// It has the look of a page that Xen itself writes to (registered `vcpu_info`, event channel arrays).
+    LooksPinned,
+    /// A hole, device registers or a frame already broken.
+    NotMemory,
+    /// The guest has no hole for the new page to wait in.
+    NoScratch,
+    /// No memory on the host or under the guest's `max_pages`.
+    NoMemory,
+    /// The guest changed the page meanwhile.
+    Moved,
+    /// The frame reads differently each time.
+    CopyDiffers,
+    /// Xen refused a step.
+    Xen,
+    /// The page is lost: the guest must not run on.
+    Lost,
+}
+
+impl Reason {
+    /// The name in reports.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoGfn => "no-gfn",
+            Self::NotTheTargets => "not-the-guests",
+            Self::Store => "xenstore-ring",
+            Self::Console => "console-ring",
+            Self::Ioreq => "ioreq",
+            Self::Ring => "monitor-ring",
+            Self::IdentPt => "identity-page-table",
+            Self::VmTss => "real-mode-tss",
+            Self::XenHeap => "shared-info",
+            Self::DeviceModel => "device-model",
+            Self::Granted => "granted",
+            Self::LooksPinned => "looks-pinned",
+            Self::NotMemory => "not-memory",
+            Self::NoScratch => "no-scratch",
+            Self::NoMemory => "no-memory",
+            Self::Moved => "moved",
+            Self::CopyDiffers => "copy-differs",
+            Self::Xen => "xen",
+            Self::Lost => "lost",
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The target's grant table, as the exchange reads it.
+//!
+//! **Takes** copies of frames of the table. **Gives** the first entry that keeps one of some pages where it is. **Never**
+//! trusts an entry: the guest writes it, and may be writing it now.
+//!
+//! Source: `xen/include/public/grant_table.h`.
+
+use core::ops::Range;
+use xen_front::types::{Gfn, Gref};
+
+/// Which layout the table has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// `grant_entry_v1`: flags, domid, 32 bits of frame.
+    V1,
+    /// `grant_entry_v2`: flags, domid, padding, 64 bits of frame. Which entries are mapped stands elsewhere, so every
+    /// entry in force counts as mapped.
+    V2,
+}
+
+/// `GTF_type_mask`: an entry of type 0 is not in force.
+const GTF_TYPE_MASK: u16 = 3;
+/// `GTF_reading` and `GTF_writing`: Xen sets them while somebody has the frame mapped.
+const GTF_IN_USE: u16 = 1 << 3 | 1 << 4;
+
+/// Finds an entry in a frame of the table, the first of which is `first`, that is mapped and names one of `pages`.
+pub fn find_mapped(version: Version, first: Gref, frame: &[u8], pages: &Range<Gfn>) -> Option<(Gfn, Gref)> {
+    let len = match version {
+        Version::V1 => 8,
+        Version::V2 => 16,
+    };
+    let entries = (first.raw()..).zip(frame.chunks_exact(len));
+    let mut named = entries.filter_map(|(gref, entry)| Some((named_page(version, entry)?, Gref::new(gref))));
+    named.find(|(gfn, _)| pages.contains(gfn))
+}
+
+/// The page of an entry that is mapped.
+fn named_page(version: Version, entry: &[u8]) -> Option<Gfn> {
+    let flags = u16::from_le_bytes(entry.first_chunk().copied()?);
+    let in_force = flags & GTF_TYPE_MASK != 0;
+    match version {
+        Version::V1 if in_force && flags & GTF_IN_USE != 0 => {
+            let frame = u32::from_le_bytes(entry.get(4..)?.first_chunk().copied()?);
+            Some(Gfn::new(frame.into()))
+        }
+        Version::V2 if in_force => {
+            Some(Gfn::new(u64::from_le_bytes(entry.get(8..)?.first_chunk().copied()?)))
+        }
+        Version::V1 | Version::V2 => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGES: Range<Gfn> = Gfn::new(0x1000)..Gfn::new(0x1010);
+
+    fn v1(flags: u16, frame: u32) -> [u8; 8] {
+        let mut entry = [0; 8];
+        entry[..2].copy_from_slice(&flags.to_le_bytes());
+        entry[4..].copy_from_slice(&frame.to_le_bytes());
+        entry
+    }
+
+    #[test]
+    fn only_an_entry_that_somebody_has_mapped_counts() {
+        let find =
+            |flags| find_mapped(Version::V1, Gref::new(512), &[v1(0, 0), v1(flags, 0x1003)].concat(), &PAGES);
+        assert_eq!(find(1), None);
+        assert_eq!(find(1 | 1 << 3), Some((Gfn::new(0x1003), Gref::new(513))));
+        assert_eq!(find(1 | 1 << 4), Some((Gfn::new(0x1003), Gref::new(513))));
+        assert_eq!(find(1 << 4), None, "an entry not in force");
+    }
+
+    #[test]
+    fn entries_of_other_pages_do_not_count() {
+        let table = [v1(1 | 1 << 4, 0xfff), v1(1 | 1 << 4, 0x1010), v1(1 | 1 << 4, 0x1000)].concat();
+        let found = find_mapped(Version::V1, Gref::new(0), &table, &PAGES);
+        assert_eq!(found, Some((Gfn::new(0x1000), Gref::new(2))));
+    }
+
+    #[test]
+    fn in_version_2_every_entry_in_force_counts() {
+        let mut entry = [0; 16];
+        entry[0] = 1;
+        entry[8..].copy_from_slice(&0x1005_u64.to_le_bytes());
+        let find = |entry: &[u8]| find_mapped(Version::V2, Gref::new(0), entry, &PAGES);
+        assert_eq!(find(&entry), Some((Gfn::new(0x1005), Gref::new(0))));
+        entry[0] = 0;
+        assert_eq!(find(&entry), None);
+    }
+}

@@ -1,0 +1,232 @@
+//! The exchange of one frame, as stubctl asks for it step by step.
+//!
+//! **Takes** stubctl's commands. **Gives** the answer to each. **Never** leaves the target otherwise than whole: whatever
+//! happens to stubctl, the exchange under way is finished from where it is.
+
+use crate::target::TargetXen;
+use alloc::boxed::Box;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use control::exchange::{self as wire, MAX_RESERVED, Reason};
+use migration::exchange::pinned::{ClockScale, looks_pinned};
+use migration::exchange::{Blocker, Error, Exchange, Outcome, Plan, Refusal, Request, Reserved, Role};
+use migration::xen::Errno;
+use xen_front::clock::Clock;
+use xen_front::ledger;
+use xen_front::types::{Order, PAGE_SIZE};
+
+/// What the stub answers.
+pub(crate) enum Reply {
+    /// Ready to swap, or fit for it.
+    Prepared(wire::Prepared),
+    /// The target may run.
+    Swapped(wire::Swapped),
+    /// Over, and done.
+    Exchanged(wire::Exchanged),
+    /// Not done; why, by name and in words.
+    NotExchanged(Reason, String),
+    /// Over, and nothing was done.
+    Over,
+}
+
+impl From<Error> for Reply {
+    fn from(error: Error) -> Self {
+        Self::NotExchanged(reason(&error), error.to_string())
+    }
+}
+
+/// What is under way.
+#[derive(Default)]
+pub(crate) struct Service {
+    reserved: Vec<Reserved>,
+    exchange: Option<Exchange>,
+}
+
+impl Service {
+    /// Tells whether the window is in use.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.exchange.is_some()
+    }
+
+    /// Notes pages that must stay; gives whether there was room.
+    pub(crate) fn reserve(&mut self, reserved: &wire::Reserved) -> bool {
+        let role = match reserved.role {
+            wire::Role::XenHeap => Role::XenHeap,
+            wire::Role::DeviceModel => Role::DeviceModel,
+        };
+        let fits = self.reserved.len() < MAX_RESERVED;
+        if fits {
+            self.reserved.push(Reserved { first: reserved.first, nr_frames: reserved.nr_frames, role });
+        }
+        fits
+    }
+
+    /// Looks at the frame and prepares.
+    pub(crate) fn begin(&mut self, order: &wire::Exchange, xen: &mut TargetXen, clock: Clock) -> Reply {
+        xen.set_fuse(order.panic_at);
+        let reserved = core::mem::take(&mut self.reserved);
+        let mut request =
+            Request { mfn: order.mfn, reserved: &reserved, scratch_region: order.scratch_region };
+        let prepared = prepare(&request, xen, clock).or_else(|failure| match failure {
+            Failure::RegionLooksPinned => {
+                request.scratch_region = None;
+                prepare(&request, xen, clock)
+            }
+            failure => Err(failure),
+        });
+        match prepared {
+            Ok(exchange) if order.only_check => release(exchange, xen),
+            Ok(exchange) => {
+                let prepared = describe(&exchange);
+                self.exchange = Some(exchange);
+                Reply::Prepared(prepared)
+            }
+            Err(failure) => failure.into(),
+        }
+    }
+
+    /// Swaps; the target stands still. `None` without an exchange under way.
+    pub(crate) fn swap(&mut self, xen: &mut TargetXen, clock: Clock) -> Option<Reply> {
+        let exchange = self.exchange.as_mut()?;
+        let (began_ns, calls) = (clock.now_ns(), ledger::counts());
+        let result = exchange.swap(xen);
+        let ns = clock.now_ns().saturating_sub(began_ns);
+        let now = ledger::counts();
+        let nr_hypercalls = core::array::from_fn(|kind| now[kind] - calls[kind]);
+        Some(match result {
+            Ok(outcome) => Reply::Swapped(wire::Swapped { outcome: on_wire(outcome), ns, nr_hypercalls }),
+            Err(error) => error.into(),
+        })
+    }
+
+    /// Scrubs and releases; `None` without an exchange under way.
+    pub(crate) fn finish(&mut self, xen: &mut TargetXen) -> Option<Reply> {
+        let finished = self.exchange.take()?.finish(xen);
+        xen.set_fuse(None);
+        Some(match finished {
+            Ok(None) => Reply::Over,
+            Ok(Some(report)) => {
+                if let Some(errno) = report.lost_read_only {
+                    log::warn!("{} was read-only and is not any more: {errno}", report.gfn);
+                }
+                let migration::exchange::Report { gfn, old, new, is_held, .. } = report;
+                Reply::Exchanged(wire::Exchanged { gfn, old, new, is_held })
+            }
+            Err(error) => error.into(),
+        })
+    }
+}
+
+/// Why there is nothing to swap.
+enum Failure {
+    /// The engine says so.
+    Error(Error),
+    /// The page itself looks as if Xen writes to it.
+    LooksPinned,
+    /// Another page of the superpage does: the page alone can be exchanged.
+    RegionLooksPinned,
+}
+
+impl From<Failure> for Reply {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Error(error) => error.into(),
+            Failure::LooksPinned | Failure::RegionLooksPinned => {
+                let text =
+                    "the page looks like one that Xen itself writes to (vcpu_info or an event channel array)";
+                Self::NotExchanged(Reason::LooksPinned, text.to_string())
+            }
+        }
+    }
+}
+
+/// Prepares, and looks at the pages for those that Xen writes to.
+fn prepare(request: &Request<'_>, xen: &mut TargetXen, clock: Clock) -> Result<Exchange, Failure> {
+    let exchange = Exchange::prepare(request, xen).map_err(Failure::Error)?;
+    match look(&exchange, xen, clock) {
+        Ok(()) => Ok(exchange),
+        Err(failure) => match exchange.finish(xen) {
+            Ok(_) => Err(failure),
+            Err(error) => Err(Failure::Error(error)),
+        },
+    }
+}
+
+/// The old frames stand in the window from slot 0 on: the page's alone, or those of the whole superpage.
+fn look(exchange: &Exchange, xen: &TargetXen, clock: Clock) -> Result<(), Failure> {
+    let (mul, shift) = clock.scale();
+    let mut bytes = Box::new([0; PAGE_SIZE]);
+    let start = exchange.gfn().align_down(Order::PAGE_2M);
+    let (nr_pages, failing) = match exchange.plan() {
+        Plan::Page => (1, 0),
+        Plan::Superpage => (Order::PAGE_2M.nr_frames(), exchange.gfn().raw() - start.raw()),
+    };
+    let mut pinned = (0..nr_pages).filter(|page| {
+        // Slots count to 1024.
+        xen.read(usize::try_from(*page).unwrap_or_default(), &mut bytes);
+        looks_pinned(&bytes[..], ClockScale { mul, shift })
+    });
+    match pinned.next() {
+        None => Ok(()),
+        Some(page) if page == failing => Err(Failure::LooksPinned),
+        Some(_) => Err(Failure::RegionLooksPinned),
+    }
+}
+
+/// Undoes what was prepared, after a check.
+fn release(exchange: Exchange, xen: &mut TargetXen) -> Reply {
+    let prepared = describe(&exchange);
+    match exchange.finish(xen) {
+        Ok(_) => Reply::Prepared(prepared),
+        Err(error) => error.into(),
+    }
+}
+
+fn describe(exchange: &Exchange) -> wire::Prepared {
+    wire::Prepared {
+        gfn: exchange.gfn(),
+        in_superpage: exchange.is_superpage(),
+        whole: exchange.plan() == Plan::Superpage,
+    }
+}
+
+fn on_wire(outcome: Outcome) -> wire::Outcome {
+    match outcome {
+        Outcome::Page => wire::Outcome::Page,
+        Outcome::Superpage => wire::Outcome::Superpage,
+        Outcome::SplitSuperpage => wire::Outcome::SplitSuperpage,
+    }
+}
+
+fn reason(error: &Error) -> Reason {
+    match error {
+        Error::NoGfn { .. } => Reason::NoGfn,
+        Error::Refused(Refusal::NotTheTargets { .. }) => Reason::NotTheTargets,
+        Error::Refused(Refusal::Blocked { blocker, .. }) => blocked(blocker),
+        Error::NoScratch => Reason::NoScratch,
+        Error::NoMemory => Reason::NoMemory,
+        Error::Moved { .. } => Reason::Moved,
+        Error::CopyDiffers { .. } => Reason::CopyDiffers,
+        Error::Xen { .. } => Reason::Xen,
+        Error::Lost { .. } => Reason::Lost,
+    }
+}
+
+fn blocked(blocker: &Blocker) -> Reason {
+    match blocker {
+        Blocker::Granted(_) => Reason::Granted,
+        Blocker::Type(migration::xen::PageType::Ioreq) => Reason::Ioreq,
+        Blocker::Unmappable(Errno::EBUSY) => Reason::NotTheTargets,
+        Blocker::Type(_) | Blocker::Unmappable(_) => Reason::NotMemory,
+        Blocker::Reserved(role) => match role {
+            Role::Store => Reason::Store,
+            Role::Console => Reason::Console,
+            Role::Ioreq => Reason::Ioreq,
+            Role::Ring => Reason::Ring,
+            Role::IdentPt => Reason::IdentPt,
+            Role::VmTss => Reason::VmTss,
+            Role::XenHeap => Reason::XenHeap,
+            Role::DeviceModel => Reason::DeviceModel,
+        },
+    }
+}

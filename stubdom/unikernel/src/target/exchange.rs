@@ -1,0 +1,111 @@
+//! What an exchange needs of Xen beyond a reception.
+
+use super::{NR_GRANT_FRAMES, TargetXen, errno, in_window};
+use alloc::vec;
+use migration::exchange::grants::{Version, find_mapped};
+use migration::xen::{Access, Errno, PageType, XenExchange};
+use xen_front::hypercall::hvm::{self, MemType};
+use xen_front::hypercall::memory::{self, Resource};
+use xen_front::hypercall::{dm_op, grant_table};
+use xen_front::types::{Gfn, Gref, Mfn, PAGE_SIZE};
+use xen_front::window;
+
+impl TargetXen {
+    /// Copies the frame at `slot` of the window out.
+    pub(crate) fn read(&self, slot: usize, out: &mut [u8; PAGE_SIZE]) {
+        self.window.read(slot, 0, out);
+    }
+
+    /// Maps the frames that the target's grant table has now; gives how many.
+    fn map_grant_table(&mut self) -> Result<usize, Errno> {
+        let (nr_frames, _) = grant_table::query_size_of(self.target).map_err(errno)?;
+        let mut mfns = [Mfn::new(0); NR_GRANT_FRAMES];
+        let mut errors = [0; NR_GRANT_FRAMES];
+        let nr_frames = usize::try_from(nr_frames).unwrap_or(usize::MAX);
+        let mfns = mfns.get_mut(..nr_frames).ok_or(Errno::E2BIG)?;
+        memory::acquire_resource(self.target, Resource::GrantTableShared, 0, mfns).map_err(errno)?;
+        let errors = &mut errors[..nr_frames];
+        self.grants.map_mfns(window::Access::Read, mfns, errors);
+        errors.iter().find(|error| **error != 0).map_or(Ok(nr_frames), |error| Err(Errno::new(*error)))
+    }
+
+    /// Tells which layout the target has chosen: only version 2 has status frames.
+    fn grant_version(&self) -> Version {
+        let mut status = [Mfn::new(0)];
+        match memory::acquire_resource(self.target, Resource::GrantTableStatus, 0, &mut status) {
+            Ok(()) => Version::V2,
+            Err(_) => Version::V1,
+        }
+    }
+}
+
+impl XenExchange for TargetXen {
+    fn map_at(&mut self, first: usize, access: Access, gfns: &[Gfn], errors: &mut [i32]) {
+        self.burn();
+        self.window.map_at(first, in_window(access), gfns, errors);
+    }
+
+    fn copy(&mut self, from: usize, to: usize) {
+        self.window.copy_frame(from, to);
+    }
+
+    fn equal(&self, left: usize, right: usize) -> bool {
+        self.window.frames_match(left, right)
+    }
+
+    fn gfn(&self, mfn: Mfn) -> Option<Gfn> {
+        self.machine_to_phys?.gfn(mfn)
+    }
+
+    fn move_page(&mut self, from: Gfn, to: Gfn) -> Result<(), Errno> {
+        self.burn();
+        memory::add_to_physmap(self.target, from, to).map_err(errno)
+    }
+
+    fn page_type(&mut self, gfn: Gfn) -> Result<PageType, Errno> {
+        self.burn();
+        Ok(match hvm::get_mem_type(self.target, gfn).map_err(errno)? {
+            MemType::RamRw => PageType::Ram,
+            MemType::RamRo => PageType::ReadOnly,
+            MemType::MmioDm => PageType::None,
+            MemType::IoreqServer => PageType::Ioreq,
+        })
+    }
+
+    fn set_read_only(&mut self, gfn: Gfn) -> Result<(), Errno> {
+        self.burn();
+        dm_op::set_mem_type(self.target, MemType::RamRo, gfn, 1).map_err(errno)
+    }
+
+    fn note_modified(&mut self, first: Gfn, nr_frames: u64) -> Result<(), Errno> {
+        self.burn();
+        let nr_frames = u32::try_from(nr_frames).map_err(|_| Errno::E2BIG)?;
+        dm_op::modified_memory(self.target, first, nr_frames).map_err(errno)
+    }
+
+    fn param(&mut self, index: u32) -> Result<u64, Errno> {
+        self.burn();
+        hvm::get_param(self.target, index).map_err(errno)
+    }
+
+    fn mapped_grant(&mut self, first: Gfn, nr_frames: u64) -> Result<Option<(Gfn, Gref)>, Errno> {
+        self.burn();
+        let pages = first..first.checked_add(nr_frames).ok_or(Errno::EINVAL)?;
+        let version = self.grant_version();
+        let nr_slots = self.map_grant_table()?;
+        let entries_a_frame = match version {
+            Version::V1 => PAGE_SIZE / 8,
+            Version::V2 => PAGE_SIZE / 16,
+        };
+        let mut frame = vec![0; PAGE_SIZE];
+        let mut found = None;
+        for slot in 0..nr_slots {
+            self.grants.read(slot, 0, &mut frame);
+            // At most 64 frames of 512 entries.
+            let first = Gref::new(u32::try_from(slot * entries_a_frame).unwrap_or(u32::MAX));
+            found = found.or_else(|| find_mapped(version, first, &frame, &pages));
+        }
+        self.grants.unmap();
+        Ok(found)
+    }
+}
