@@ -4,7 +4,7 @@ use crate::cli::{Cli, Command};
 use crate::conf::{Conf, DIRECTORY};
 use crate::control_channel::ControlChannel;
 use crate::error::Error;
-use crate::host::Host;
+use crate::host::{Host, home};
 use crate::interrupt::Interrupt;
 use crate::pair::{self, PairError, Stub};
 use crate::{status, survey};
@@ -92,21 +92,28 @@ fn detach(host: &Host, wanted: &str) -> Result<(), Error> {
     let no_stub = || PairError::NoStub(guest.name.clone());
     let stub = pair::find(host, guest.domid)?.ok_or_else(no_stub)?;
     let conf = guest.conf()?;
-    if let Err(error) = shut_down(host, &conf, stub) {
-        log::warn!("the stub {stub} does not shut down ({error}): destroying it");
+    match shut_down(host, &conf, stub) {
+        Ok(true) => pair::unlink(host, guest.domid),
+        Ok(false) => pair::destroy(host, &stub.to_string(), stub, guest.domid),
+        Err(error) => {
+            log::warn!("the stub {stub} does not shut down ({error}): destroying it");
+            pair::destroy(host, &stub.to_string(), stub, guest.domid);
+        }
     }
-    pair::destroy(host, &stub.to_string(), stub, guest.domid);
     println!("{} ({}) has no stub any more", guest.name, guest.domid);
     Ok(())
 }
 
-/// Asks a stub to end and waits until it has.
-fn shut_down(host: &Host, conf: &Conf, stub: Domid) -> Result<(), Error> {
+/// Asks a stub to end and waits for xl, which watches over it, to clear it away; tells whether that has happened.
+fn shut_down(host: &Host, conf: &Conf, stub: Domid) -> Result<bool, Error> {
     let (mut channel, _) = ControlChannel::open(host, stub, conf.stall_timeout)?;
     channel.send(host, &ToStub::Shutdown)?;
     let start = Instant::now();
-    while start.elapsed() < SHUTDOWN && channel.check_alive(host).is_ok() {
+    while host.store.read(&home(stub, "domid"))?.is_some() {
+        if start.elapsed() >= SHUTDOWN {
+            return Ok(false);
+        }
         host.interrupt.wait(&[], Duration::from_millis(50))?;
     }
-    Ok(())
+    Ok(true)
 }

@@ -128,8 +128,12 @@ pub(crate) fn destroy(host: &Host, name: &str, stub: Domid, target: Domid) {
     if let Err(said) = xl(&["destroy", &stub.raw().to_string()]) {
         log::warn!("cannot destroy the stub {name} ({stub}): {said}; do it by hand: xl destroy {name}");
     }
-    let link = home(target, nodes::STUB_OF_TARGET);
-    if let Err(error) = host.store.remove(&link) {
+    unlink(host, target);
+}
+
+/// Removes the link from a target to its stub.
+pub(crate) fn unlink(host: &Host, target: Domid) {
+    if let Err(error) = host.store.remove(&home(target, nodes::STUB_OF_TARGET)) {
         log::warn!("{error}");
     }
 }
