@@ -10,6 +10,7 @@ use crate::packages::Packages;
 use crate::place::Place;
 use crate::tool;
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -101,15 +102,20 @@ fn end(qemu: &mut Child) {
     let _ = qemu.wait();
 }
 
-/// Waits until no other machine runs on this host; the lock ends with the returned file.
+/// Waits until no other machine runs on this host; the lock ends with the returned file, which names its holder.
 fn take_turn() -> Result<File> {
     let path = std::env::temp_dir().join("xen-nest.lock");
     let open = File::options().create(true).append(true).open(&path);
-    let turn = open.doing(format!("opening {}", path.display()))?;
+    let mut turn = open.doing(format!("opening {}", path.display()))?;
     if turn.try_lock().is_err() {
-        eprintln!("nest: another nest runs on this host; waiting for it to end");
+        let holder = fs::read_to_string(&path).unwrap_or_default();
+        eprintln!("nest: another nest runs on this host ({}); waiting for it to end", holder.trim());
         turn.lock().doing(format!("locking {}", path.display()))?;
     }
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    turn.set_len(0).doing(format!("emptying {}", path.display()))?;
+    let line = format!("process {}: nest {}", std::process::id(), words.join(" "));
+    turn.write_all(line.as_bytes()).doing(format!("writing {}", path.display()))?;
     Ok(turn)
 }
 
