@@ -105,13 +105,19 @@ pub(super) struct Channel {
     left: ByteRing,
     /// The ring that we write.
     right: ByteRing,
+    /// Bytes read since the client was last told of any, if it wants to be.
+    nr_untold: usize,
 }
+
+/// A client that waits for room is told when so much of the ring has become free (a fourth), or all there was: one
+/// event for many small reads.
+const UNTOLD_PART: usize = 4;
 
 impl Channel {
     /// Takes the interface page and the two rings, each of a power of two of pages.
     pub(super) fn new(page: SharedMem, left: SharedMem, right: SharedMem) -> Self {
         let (left, right) = (ByteRing::new(left), ByteRing::new(right));
-        Self { page, left, right }
+        Self { page, left, right, nr_untold: 0 }
     }
 
     /// Makes an empty channel that awaits a client. `grants` are the left ring's pages, then the right ring's.
@@ -119,6 +125,7 @@ impl Channel {
         self.page.zero();
         self.left.index = 0;
         self.right.index = 0;
+        self.nr_untold = 0;
         self.page.write(LEFT_ORDER, self.left.order());
         self.page.write(RIGHT_ORDER, self.right.order());
         for (offset, gref) in (GRANTS..self.page.len()).step_by(size_of::<u32>()).zip(grants) {
@@ -162,7 +169,7 @@ impl Channel {
         self.left.copy_out(out.get_mut(..len).unwrap_or_default());
         fence(Ordering::SeqCst); // the bytes are out before the client may overwrite them
         self.page.write(LEFT + CONS, self.left.index);
-        Ok((len, self.answer(len, VCHAN_NOTIFY_READ)))
+        Ok((len, self.tell_read(len, len == ready)))
     }
 
     /// Writes as much as there is room for, and asks for an event when there is more if that was not all.
@@ -180,6 +187,16 @@ impl Channel {
         fence(Ordering::SeqCst); // the bytes are there before the index that covers them
         self.page.write(RIGHT + PROD, self.right.index);
         Ok((len, self.answer(len, VCHAN_NOTIFY_WRITE)))
+    }
+
+    /// Tells the client of what has been read, unless there is more to read and little has been so far.
+    fn tell_read(&mut self, len: usize, is_all: bool) -> Notify {
+        self.nr_untold = self.nr_untold.saturating_add(len);
+        if !is_all && self.nr_untold < self.left.mem.len() / UNTOLD_PART {
+            return Notify::NotWanted;
+        }
+        let nr_untold = core::mem::take(&mut self.nr_untold);
+        self.answer(nr_untold, VCHAN_NOTIFY_READ)
     }
 
     /// Asks the client for an event when it has written or read; a full barrier, so the next look at its index is late
