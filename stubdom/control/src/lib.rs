@@ -23,6 +23,9 @@ pub const VERSION: u16 = 2;
 /// The xenstore directory of the rendezvous, below the stub's own `/local/domain/<stub>/`.
 pub const VCHAN_PATH: &str = "data/control";
 
+/// The xenstore directory of the stream's own vchan, [`Transport::Ring`], likewise below the stub's home.
+pub const STREAM_VCHAN_PATH: &str = "data/stream";
+
 /// The TCP port on which the stub receives a stream.
 pub const STREAM_PORT: u16 = 8002;
 
@@ -81,11 +84,22 @@ pub enum ToStub {
     Panic,
 }
 
+/// What carries the stream to the stub. Either way it opens with the token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Transport {
+    /// A vchan at [`STREAM_VCHAN_PATH`]: pages that dom0 and the stub share.
+    Ring,
+    /// A TCP connection to [`STREAM_PORT`].
+    Tcp,
+}
+
 /// What the stub needs to know to receive its target's stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receive {
     /// Opens the stream connection; used once.
     pub token: [u8; TOKEN_BYTES],
+    /// What the stream will come by.
+    pub transport: Transport,
     /// The most pages the target may own (`max_pages`), in 4 KiB pages.
     pub max_pages: u64,
     /// The target's own event channel port for xenstore.
@@ -110,7 +124,7 @@ pub enum FromStub<'a> {
     },
     /// The last command without a result of its own (Pair, Finish after a failed swap) is done.
     Done,
-    /// The stub accepts one connection on [`STREAM_PORT`] now.
+    /// The stub accepts one connection by the transport it was told now.
     Listening,
     /// A piece of a blob that a later [`FromStub::Apply`] names. Pieces of one kind come in order.
     Blob {

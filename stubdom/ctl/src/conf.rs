@@ -6,6 +6,7 @@
 //! A line is `key = value`, `#` starts a comment. `NAME.conf` stands over `default.conf`, which stands over the
 //! built-in values.
 
+use control::Transport;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,9 @@ pub(crate) struct Conf {
     pub(crate) config: PathBuf,
     /// Memory of the stub in MiB (`memory`); `None`: as the xl config says.
     pub(crate) memory_mib: Option<u32>,
-    /// The bridge between relay and stubs (`bridge`).
+    /// What carries the stream to the stub (`transport`).
+    pub(crate) transport: Transport,
+    /// The bridge between relay and stubs (`bridge`), for transport `tcp`.
     pub(crate) bridge: String,
     /// How long a stub may take from `xl create` to its first answer (`start_timeout_s`).
     pub(crate) start_timeout: Duration,
@@ -40,6 +43,7 @@ impl Default for Conf {
             enabled: true,
             config: Path::new(DIRECTORY).join("stubdom.cfg"),
             memory_mib: None,
+            transport: Transport::Tcp,
             bridge: "xenstub0".to_owned(),
             start_timeout: Duration::from_secs(60),
             stall_timeout: Duration::from_secs(60),
@@ -86,7 +90,7 @@ pub(crate) enum Fault {
     },
 }
 
-const KEYS: &str = "enabled, config, memory, bridge, start_timeout_s, stall_timeout_s";
+const KEYS: &str = "enabled, config, memory, transport, bridge, start_timeout_s, stall_timeout_s";
 
 impl fmt::Display for ConfError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -149,6 +153,7 @@ impl Conf {
             "enabled" => self.enabled = truth("enabled", value)?,
             "config" => self.config = absolute("config", value)?,
             "memory" => self.memory_mib = Some(number("memory", value, 4, 1024, "MiB from 4 to 1024")?),
+            "transport" => self.transport = transport("transport", value)?,
             "bridge" => self.bridge = interface("bridge", value)?,
             "start_timeout_s" => self.start_timeout = seconds("start_timeout_s", value)?,
             "stall_timeout_s" => self.stall_timeout = seconds("stall_timeout_s", value)?,
@@ -181,6 +186,14 @@ fn truth(key: &'static str, got: &str) -> Result<bool, Fault> {
         "yes" | "true" | "1" => Ok(true),
         "no" | "false" | "0" => Ok(false),
         _ => Err(Fault::BadValue { key, got: got.to_owned(), expected: "yes or no" }),
+    }
+}
+
+fn transport(key: &'static str, got: &str) -> Result<Transport, Fault> {
+    match got {
+        "ring" => Ok(Transport::Ring),
+        "tcp" => Ok(Transport::Tcp),
+        _ => Err(Fault::BadValue { key, got: got.to_owned(), expected: "ring or tcp" }),
     }
 }
 
@@ -219,10 +232,11 @@ mod tests {
     #[test]
     fn a_file_sets_what_it_names_and_leaves_the_rest() {
         let mut conf = Conf::default();
-        let text = "# one stub for all\n\nenabled = yes\nmemory=32 # MiB\nbridge = \"br-stub\"\nstall_timeout_s = 5\n";
+        let text = "# one stub for all\n\nenabled = yes\nmemory=32 # MiB\nbridge = \"br-stub\"\nstall_timeout_s = 5\ntransport = ring\n";
         conf.apply(Path::new("default.conf"), text).unwrap();
         let expected = Conf {
             memory_mib: Some(32),
+            transport: Transport::Ring,
             bridge: "br-stub".to_owned(),
             stall_timeout: Duration::from_secs(5),
             ..Conf::default()
@@ -242,6 +256,7 @@ mod tests {
     fn bad_values_say_what_was_expected() {
         assert_eq!(fault("nonsense"), Fault::NoEquals("nonsense".to_owned()));
         assert_eq!(fault("enabled = maybe").to_string(), "enabled: expected yes or no, got \"maybe\"");
+        assert_eq!(fault("transport = udp").to_string(), "transport: expected ring or tcp, got \"udp\"");
         assert_eq!(fault("memory = 2").to_string(), "memory: expected MiB from 4 to 1024, got \"2\"");
         assert_eq!(
             fault("config = stubdom.cfg").to_string(),

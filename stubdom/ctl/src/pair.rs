@@ -8,7 +8,7 @@ use crate::control_channel::{ControlChannel, HEARTBEAT};
 use crate::error::Error;
 use crate::host::{Host, home};
 use crate::{net, xl_lock};
-use control::nodes;
+use control::{Transport, nodes};
 use std::fmt;
 use std::io::Read;
 use std::net::Ipv6Addr;
@@ -75,14 +75,18 @@ impl<'a> Stub<'a> {
     /// It cannot be made; nothing is left of it.
     pub(crate) fn start(host: &'a Host, conf: &Conf, guest: &str, target: Domid) -> Result<Self, Error> {
         xl_lock::check()?;
-        net::ensure_bridge(&conf.bridge)?;
+        if conf.transport == Transport::Tcp {
+            net::ensure_bridge(&conf.bridge)?;
+        }
         let name = format!("{}-stubdom-{}", settled_name(guest), target.raw());
         create(host, conf, &name)?;
         let domid = host.domid_of(&name)?.ok_or_else(|| PairError::Vanished(name.clone()))?;
         let stub = Self { host, name, target, domid, keep: false };
         stub.link()?;
         host.xen.set_target(domid, target)?;
-        net::isolate_port(domid);
+        if conf.transport == Transport::Tcp {
+            net::isolate_port(domid);
+        }
         host.xen.unpause(domid)?;
         Ok(stub)
     }
@@ -191,7 +195,12 @@ fn spawn_create(conf: &Conf, name: &str) -> std::io::Result<Child> {
 /// What the stub's config cannot know.
 fn extra_settings(conf: &Conf, name: &str) -> Vec<String> {
     let memory = conf.memory_mib.map(|mib| format!("memory={mib}"));
-    let settings = [format!("name=\"{name}\""), format!("vif=[\"bridge={}\"]", conf.bridge)];
+    let vif = match conf.transport {
+        // Without a vif xl runs no hotplug script.
+        Transport::Ring => "vif=[]".to_owned(),
+        Transport::Tcp => format!("vif=[\"bridge={}\"]", conf.bridge),
+    };
+    let settings = [format!("name=\"{name}\""), vif];
     settings.into_iter().chain(memory).collect()
 }
 
@@ -234,9 +243,11 @@ mod tests {
 
     #[test]
     fn the_extra_settings_are_xl_config_lines() {
-        let conf = Conf { memory_mib: Some(24), ..Conf::default() };
-        let expected = ["name=\"db-stubdom-7\"", "vif=[\"bridge=xenstub0\"]", "memory=24"];
+        let conf = Conf { memory_mib: Some(24), transport: Transport::Ring, ..Conf::default() };
+        let expected = ["name=\"db-stubdom-7\"", "vif=[]", "memory=24"];
         assert_eq!(extra_settings(&conf, "db-stubdom-7"), expected);
+        let conf = Conf { memory_mib: None, transport: Transport::Tcp, ..conf };
+        assert_eq!(extra_settings(&conf, "x"), ["name=\"x\"", "vif=[\"bridge=xenstub0\"]"]);
     }
 
     #[test]

@@ -1,25 +1,24 @@
-//! From libxl's descriptor to the stub's TCP port, without looking at more than record headers.
+//! From libxl's descriptor to the stub, without looking at more than record headers.
 //!
-//! **Takes** the descriptor that libxl handed over, and a connection. **Gives** bytes, in order, up to and including
-//! the END record. **Never** reads one byte more, since libxl reads on behind it; never changes the descriptor's
-//! flags, since libxl shares them.
+//! **Takes** the descriptor that libxl handed over, and a way to the stub. **Gives** bytes, in order, up to and
+//! including the END record. **Never** reads one byte more, since libxl reads on behind it; never changes the
+//! descriptor's flags, since libxl shares them; never finds the end of a record by bytes that the stub can reach.
 //!
-//! A pipe stands between the two: header bytes are read and written into it, bodies are spliced into it, and
-//! whatever is in it is spliced to the socket. So the bodies do not pass through this process's memory.
+//! There are two ways: [`ring`], pages that dom0 and the stub share, and [`tcp`], a connection. On both the bodies of
+//! records do not pass through this process's own memory.
 
-use crate::ffi::sys;
+pub(crate) mod ring;
+pub(crate) mod tcp;
+
+use crate::ffi::sys::{self, Polled};
 use crate::framing::{Framing, Place, STREAM_HEADER_BYTES, Want};
 use std::fmt;
-use std::io::{self, ErrorKind, PipeReader, PipeWriter, Write};
-use std::net::{Ipv6Addr, SocketAddrV6, TcpStream};
+use std::io::{self, ErrorKind};
+use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
 
-/// How much the pipe may hold: the most that Linux gives without privilege.
-const PIPE_BYTES: i32 = 1 << 20;
-
-/// A write of so many bytes to a pipe with room succeeds whole (`PIPE_BUF`).
-const COPY_BYTES: usize = 4096;
+use ring::Ring;
+use tcp::Tcp;
 
 /// What ended the relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +30,8 @@ pub(crate) enum RelayError {
         /// Why.
         kind: ErrorKind,
     },
+    /// The stub's ring cannot be had; positive errno.
+    Ring(i32),
     /// The stream ended before its END record.
     Ended(Place),
     /// The stream cannot be read.
@@ -56,6 +57,9 @@ impl fmt::Display for RelayError {
         match self {
             Self::Connect { address, kind } => {
                 write!(f, "cannot connect to the stub at [{address}]:{}: {kind}", control::STREAM_PORT)
+            }
+            Self::Ring(errno) => {
+                write!(f, "cannot open the stub's ring: {}", io::Error::from_raw_os_error(*errno))
             }
             Self::Ended(place) => {
                 write!(f, "the stream ends at {place}, expected it to go on to an END record")
@@ -83,63 +87,55 @@ impl fmt::Display for Place {
     }
 }
 
+/// The way to the stub.
+pub(crate) enum Way {
+    /// Shared pages.
+    Ring(Ring),
+    /// A connection.
+    Tcp(Tcp),
+}
+
 /// A running relay.
 pub(crate) struct Relay {
     source: OwnedFd,
-    sink: TcpStream,
-    pipe_in: PipeWriter,
-    pipe_out: PipeReader,
     framing: Framing,
-    /// Bytes in the pipe.
-    nr_piped: usize,
-    /// Whether the source can be spliced; most can, a terminal cannot.
-    can_splice: bool,
-}
-
-/// Connects to the stub and opens the connection with its token.
-///
-/// # Errors
-/// [`RelayError::Connect`].
-pub(crate) fn connect(
-    address: Ipv6Addr,
-    scope: u32,
-    token: &[u8; control::TOKEN_BYTES],
-    timeout: Duration,
-) -> Result<TcpStream, RelayError> {
-    let error = |error: io::Error| RelayError::Connect { address, kind: error.kind() };
-    let socket_address = SocketAddrV6::new(address, control::STREAM_PORT, 0, scope);
-    let mut sink = TcpStream::connect_timeout(&socket_address.into(), timeout).map_err(error)?;
-    sink.set_nodelay(true).map_err(error)?;
-    sink.write_all(token).map_err(error)?;
-    sink.set_nonblocking(true).map_err(error)?;
-    Ok(sink)
+    way: Way,
 }
 
 impl Relay {
     /// Stands between the two, with nothing moved yet.
-    ///
-    /// # Errors
-    /// No pipe to be had.
-    pub(crate) fn new(source: OwnedFd, sink: TcpStream) -> io::Result<Self> {
-        let (pipe_out, pipe_in) = io::pipe()?;
-        sys::set_nonblocking(pipe_in.as_fd())?;
-        sys::grow_pipe(pipe_in.as_fd(), PIPE_BYTES);
-        Ok(Self { source, sink, pipe_in, pipe_out, framing: Framing::new(), nr_piped: 0, can_splice: true })
+    pub(crate) fn new(source: OwnedFd, way: Way) -> Self {
+        Self { source, framing: Framing::new(), way }
     }
 
-    /// The descriptor to wait on for [`Relay::fill`]; `None` when END has been read or the pipe has no room.
+    /// The descriptor to wait on for [`Relay::fill`]; `None` when END has been read or there is no room.
     pub(crate) fn source(&self) -> Option<BorrowedFd<'_>> {
-        (self.framing.want() != Want::Nothing && self.has_room()).then(|| self.source.as_fd())
+        let has_room = || match &self.way {
+            Way::Ring(ring) => ring.has_room(),
+            Way::Tcp(tcp) => tcp.has_room(),
+        };
+        (self.framing.want() != Want::Nothing && has_room()).then(|| self.source.as_fd())
     }
 
-    /// The descriptor to wait on for [`Relay::drain`]; `None` when nothing waits for the stub.
-    pub(crate) fn sink(&self) -> Option<BorrowedFd<'_>> {
-        (self.nr_piped > 0).then(|| self.sink.as_fd())
+    /// What to wait for before [`Relay::drain`].
+    pub(crate) fn sink(&self) -> Polled<'_> {
+        match &self.way {
+            Way::Ring(ring) => ring.signalled(),
+            Way::Tcp(tcp) => tcp.writable(),
+        }
     }
 
-    /// Whether all up to and including END went to the stub's connection.
+    /// Whether all up to and including END is the stub's.
     pub(crate) fn is_done(&self) -> bool {
-        self.framing.want() == Want::Nothing && self.nr_piped == 0
+        self.framing.want() == Want::Nothing && self.nr_waiting() == 0
+    }
+
+    /// Bytes that wait for the stub to take them.
+    pub(crate) fn nr_waiting(&self) -> usize {
+        match &self.way {
+            Way::Ring(ring) => ring.nr_waiting(),
+            Way::Tcp(tcp) => tcp.nr_waiting(),
+        }
     }
 
     /// Where the reading is.
@@ -154,71 +150,60 @@ impl Relay {
     pub(crate) fn fill(&mut self) -> Result<(), RelayError> {
         let place = self.framing.place();
         let moved = match self.framing.want() {
-            Want::Header(len) => self.copy(len),
-            Want::Body(len) if self.can_splice => self.splice(bounded(len, PIPE_BYTES as usize)),
-            Want::Body(len) => self.copy(bounded(len, COPY_BYTES)),
+            Want::Header(len) => self.header(len),
+            Want::Body(len) => self.body(usize::try_from(len).unwrap_or(usize::MAX)),
             Want::Nothing => return Ok(()),
         };
         match moved {
             Ok(0) => Err(RelayError::Ended(place)),
-            Ok(nr) => {
-                self.nr_piped += nr;
-                Ok(())
-            }
+            Ok(_) => Ok(()),
             Err(error) if is_nothing_yet(&error) => Ok(()),
             Err(error) => Err(RelayError::Source { place, kind: error.kind() }),
         }
     }
 
-    /// Gives the stub what the pipe holds, as far as it takes it; says how many bytes.
+    /// Gives the stub what it has room for; call it when [`Relay::sink`] is ready.
     ///
     /// # Errors
-    /// The connection is gone.
-    pub(crate) fn drain(&mut self) -> Result<usize, RelayError> {
-        match sys::splice(self.pipe_out.as_fd(), self.sink.as_fd(), self.nr_piped) {
-            Ok(nr) => {
-                self.nr_piped -= nr.min(self.nr_piped);
-                Ok(nr)
+    /// The stub is gone.
+    pub(crate) fn drain(&mut self) -> Result<(), RelayError> {
+        let drained = match &mut self.way {
+            Way::Ring(ring) => ring.acknowledge(),
+            Way::Tcp(tcp) => tcp.drain(),
+        };
+        match drained {
+            // A stub that has all of the stream closes its end.
+            Err(_) if self.is_done() => Ok(()),
+            Err(error) if !is_nothing_yet(&error) => {
+                Err(RelayError::Sink { place: self.framing.place(), kind: error.kind() })
             }
-            Err(error) if is_nothing_yet(&error) => Ok(0),
-            Err(error) => Err(RelayError::Sink { place: self.framing.place(), kind: error.kind() }),
+            _ => Ok(()),
         }
     }
 
-    fn splice(&mut self, len: usize) -> io::Result<usize> {
-        match sys::splice(self.source.as_fd(), self.pipe_in.as_fd(), len) {
-            Ok(nr) => {
-                self.framing.body(nr as u64);
-                Ok(nr)
-            }
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                self.can_splice = false;
-                self.copy(len.min(COPY_BYTES))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Reads at most [`COPY_BYTES`], shows them to the framing, and puts them into the pipe, which has room.
-    fn copy(&mut self, len: usize) -> io::Result<usize> {
-        let mut buffer = [0; COPY_BYTES];
+    /// Reads a piece of a header, shows it to the framing and sends it on.
+    fn header(&mut self, len: usize) -> io::Result<usize> {
+        let mut buffer = [0; STREAM_HEADER_BYTES];
         let nr = sys::read(self.source.as_fd(), &mut buffer[..len])?;
-        match self.framing.want() {
-            Want::Header(_) => self.framing.header(&buffer[..nr]),
-            _ => self.framing.body(nr as u64),
+        let bytes = &buffer[..nr];
+        self.framing.header(bytes);
+        match &mut self.way {
+            Way::Ring(ring) => ring.put(bytes)?,
+            Way::Tcp(tcp) => tcp.put(bytes)?,
         }
-        self.pipe_in.write_all(&buffer[..nr])?;
         Ok(nr)
     }
 
-    fn has_room(&self) -> bool {
-        let room = sys::Polled::writable(self.pipe_in.as_fd());
-        sys::poll(&[&room], Duration::ZERO).is_ok() && room.is_ready()
+    /// Sends a piece of a body on, unseen.
+    fn body(&mut self, len: usize) -> io::Result<usize> {
+        let source = self.source.as_fd();
+        let nr = match &mut self.way {
+            Way::Ring(ring) => ring.fill(source, len),
+            Way::Tcp(tcp) => tcp.fill(source, len),
+        }?;
+        self.framing.body(nr as u64);
+        Ok(nr)
     }
-}
-
-fn bounded(len: u64, most: usize) -> usize {
-    usize::try_from(len).unwrap_or(most).min(most)
 }
 
 fn is_nothing_yet(error: &io::Error) -> bool {

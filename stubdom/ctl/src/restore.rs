@@ -12,12 +12,14 @@ use crate::error::Error;
 use crate::ffi::sys::Polled;
 use crate::helper::Request;
 use crate::pair::{self, Stub};
-use crate::relay::{self, Relay, RelayError};
+use crate::relay::ring::Ring;
+use crate::relay::tcp::Tcp;
+use crate::relay::{Relay, RelayError, Way};
 use crate::report::{Account, Outcome};
-use control::{FromStub, Phase, Progress, Receive, TOKEN_BYTES, ToStub};
+use control::{FromStub, Phase, Progress, Receive, TOKEN_BYTES, ToStub, Transport};
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 use xen_front::types::Gfn;
 
@@ -61,6 +63,7 @@ fn receive(
     let token = fresh_token()?;
     let order = Receive {
         token,
+        transport: conf.transport,
         max_pages: request.info.max_pages,
         store_port: arguments.store_port,
         store_domid: arguments.store_domid,
@@ -71,12 +74,24 @@ fn receive(
     channel.wait(host, conf.stall_timeout, "Listening", |message| {
         matches!(message, FromStub::Listening).then_some(())
     })?;
-    let (address, scope) = pair::stream_address(host, conf, stub.domid)?;
-    let sink = relay::connect(address, scope, &token, conf.stall_timeout)?;
+    let way = open_way(request, stub, &token)?;
     account.lap("connect");
-    let relay = Relay::new(stream, sink)?;
+    let relay = Relay::new(stream, way);
     let broker = Broker::new(&host.xen, arguments.target, request.libxl);
-    Receiving { request, channel, relay, broker, account, moved: Instant::now(), percent: 0 }.run()
+    let delivered = 0;
+    Receiving { request, channel, relay, broker, account, moved: Instant::now(), delivered, percent: 0 }.run()
+}
+
+/// Opens the way to the stub, which listens, and opens the stream on it.
+fn open_way(request: &Request, stub: &Stub<'_>, token: &[u8; TOKEN_BYTES]) -> Result<Way, Error> {
+    let Request { host, conf, .. } = request;
+    match conf.transport {
+        Transport::Ring => Ok(Way::Ring(Ring::connect(stub.domid, token)?)),
+        Transport::Tcp => {
+            let (address, scope) = pair::stream_address(host, conf, stub.domid)?;
+            Ok(Way::Tcp(Tcp::connect(address, scope, token, conf.stall_timeout)?))
+        }
+    }
 }
 
 fn fresh_token() -> Result<[u8; TOKEN_BYTES], Error> {
@@ -94,6 +109,8 @@ struct Receiving<'a> {
     account: &'a mut Account,
     /// When the stub last took bytes or spoke.
     moved: Instant,
+    /// Bytes of the stream that the stub had taken then.
+    delivered: u64,
     /// The last progress that libxl heard of.
     percent: u64,
 }
@@ -116,7 +133,7 @@ impl Receiving<'_> {
             let (fill, drain) = self.wait()?;
             if drain {
                 let drained = self.relay.drain();
-                self.note_drained(drained)?;
+                drained.map_err(|error| self.explain(error))?;
             }
             if fill {
                 let filled = self.relay.fill();
@@ -129,11 +146,9 @@ impl Receiving<'_> {
     /// Waits for the stream, the stub or an interrupt; tells whether the relay can fill and drain.
     fn wait(&mut self) -> Result<(bool, bool), Error> {
         let host = &self.request.host;
-        let (source, sink) = (self.relay.source(), self.relay.sink());
+        let readable = self.relay.source().map_or(Polled::never(), Polled::readable);
+        let writable = self.relay.sink();
         let signalled = self.channel.readable();
-        let stand_in = host.store.fd();
-        let readable = Polled::readable(source.unwrap_or(stand_in.as_fd())).only_if(source.is_some());
-        let writable = Polled::writable(sink.unwrap_or(stand_in.as_fd())).only_if(sink.is_some());
         let waited = Instant::now();
         host.interrupt.wait(&[&signalled, &readable, &writable], HEARTBEAT)?;
         if signalled.is_ready() {
@@ -184,17 +199,6 @@ impl Receiving<'_> {
         }
     }
 
-    fn note_drained(&mut self, drained: Result<usize, RelayError>) -> Result<(), Error> {
-        match drained {
-            Ok(0) => Ok(()),
-            Ok(_) => {
-                self.moved = Instant::now();
-                Ok(())
-            }
-            Err(error) => Err(self.explain(error)),
-        }
-    }
-
     /// The relay broke: lets the stub say why, since it often knows more, and tells it to give up otherwise.
     fn explain(&mut self, error: RelayError) -> Error {
         let host = &self.request.host;
@@ -223,9 +227,12 @@ impl Receiving<'_> {
 
     /// The stub owes something while bytes wait for it or END has gone out; a slow source is not its fault.
     fn check_stall(&mut self) -> Result<(), Error> {
-        let owes = self.relay.sink().is_some() || self.relay.is_done();
-        if !owes {
+        let nr_waiting = self.relay.nr_waiting();
+        let delivered = self.relay.place().offset - nr_waiting as u64;
+        let owes = nr_waiting > 0 || self.relay.is_done();
+        if !owes || delivered > self.delivered {
             self.moved = Instant::now();
+            self.delivered = delivered;
         }
         let waited = self.request.conf.stall_timeout;
         if self.moved.elapsed() < waited {

@@ -38,6 +38,7 @@ int libxenvchan_fd_for_select(struct libxenvchan *);
 int libxenvchan_is_open(struct libxenvchan *);
 int libxenvchan_data_ready(struct libxenvchan *);
 int libxenvchan_buffer_space(struct libxenvchan *);
+int xenevtchn_notify(xenevtchn_handle *, evtchn_port_t);
 
 #define CHECK(what) _Static_assert(what, #what)
 CHECK(sizeof(xen_domctl_getdomaininfo_t) == 112);
@@ -54,3 +55,11 @@ CHECK(sizeof(struct xs_permissions) == 8 && offsetof(struct xs_permissions, perm
 CHECK(XS_PERM_NONE == 0 && XS_PERM_READ == 1 && XBT_NULL == 0);
 CHECK(sizeof(xs_transaction_t) == 4 && sizeof(xen_pfn_t) == 8);
 CHECK(XGR_SDD_MISSING_CPUID == 1 && XGR_SDD_MISSING_MSR == 2);
+CHECK(sizeof(struct libxenvchan_ring) == 24 && offsetof(struct libxenvchan_ring, buffer) == 8);
+CHECK(offsetof(struct libxenvchan_ring, order) == 16);
+CHECK(sizeof(struct libxenvchan) == 88 && offsetof(struct libxenvchan, ring) == 8);
+CHECK(offsetof(struct libxenvchan, event) == 16 && offsetof(struct libxenvchan, event_port) == 24);
+CHECK(offsetof(struct libxenvchan, read) == 32 && offsetof(struct libxenvchan, write) == 56);
+CHECK(offsetof(struct vchan_interface, left.prod) == 4 && offsetof(struct vchan_interface, cli_live) == 20);
+CHECK(offsetof(struct vchan_interface, cli_notify) == 22 && offsetof(struct vchan_interface, srv_notify) == 23);
+CHECK(VCHAN_NOTIFY_WRITE == 1 && VCHAN_NOTIFY_READ == 2 && sizeof(evtchn_port_t) == 4);

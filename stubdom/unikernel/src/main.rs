@@ -13,6 +13,7 @@ mod life;
 mod link;
 mod net;
 mod receive;
+mod ring;
 mod status;
 mod stub;
 mod survey;
@@ -31,7 +32,8 @@ fn run(domain: Domain) -> ! {
     loop {
         stub.follow_store();
         stub.obey();
-        stub.receive();
-        stub.sleep();
+        if !stub.receive() {
+            stub.sleep();
+        }
     }
 }

@@ -5,11 +5,12 @@ use crate::life;
 use crate::link::{Link, LinkError};
 use crate::net::{Addressing, Net, Stream};
 use crate::receive::{ReceiveError, Reception};
+use crate::ring::Ring;
 use crate::status::Status;
 use crate::survey;
 use crate::target::TargetXen;
 use alloc::string::ToString;
-use control::{FromStub, MAX_TEXT_BYTES, Phase, Receive, ToStub, VCHAN_PATH, VERSION};
+use control::{FromStub, MAX_TEXT_BYTES, Phase, Receive, ToStub, Transport, VCHAN_PATH, VERSION};
 use core::fmt;
 use xen_front::boot::Domain;
 use xen_front::clock::Clock;
@@ -29,8 +30,11 @@ const NR_GRANT_FRAMES: usize = 4;
 /// log2 of the bytes of each ring of the control channel.
 const CONTROL_ORDER: u32 = 12;
 
-/// Event channels to sleep on: xenstore, control, and up to two of the network.
-const MAX_PORTS: usize = 4;
+/// Event channels to sleep on: xenstore, control, the stream's ring, and up to two of the network.
+const MAX_PORTS: usize = 5;
+
+/// Bytes of a stream that are taken before the stub looks at everything else again.
+const TURN_BYTES: usize = 1 << 20;
 
 /// Why the stub cannot start.
 #[derive(Debug)]
@@ -58,6 +62,8 @@ enum CommandError {
     Target(Domid, Errno),
     /// No window onto the target.
     Window(memory::Error),
+    /// No ring for the stream.
+    Ring(vchan::Error),
     /// The reception.
     Receive(ReceiveError),
     /// stubctl asked to give up.
@@ -75,6 +81,7 @@ impl fmt::Display for CommandError {
             Self::Paired(target) => write!(f, "the stub serves {target} and can serve no other"),
             Self::Target(target, errno) => write!(f, "no rights over {target}: {errno}"),
             Self::Window(error) => write!(f, "no window onto the target: {error:?}"),
+            Self::Ring(error) => write!(f, "no ring for the stream: {error:?}"),
             Self::Receive(error) => error.fmt(f),
             Self::Aborted => f.write_str("given up on request"),
             Self::Unexpected(command) => write!(f, "expected another command than {command:?} now"),
@@ -91,6 +98,10 @@ pub(crate) struct Stub {
     store: Xenstore,
     grants: GrantTable,
     net: Net,
+    /// The stream's vchan, once a stream has come that way.
+    ring: Option<Ring>,
+    /// What the current stream, or the last one, comes by.
+    transport: Transport,
     link: Link,
     status: Status,
     xen: Option<TargetXen>,
@@ -121,8 +132,23 @@ impl Stub {
         status.phase(&mut store, Phase::Idle);
         let (used, free) = xen_front::heap::usage();
         log::info!("up, {} KiB of heap used, {} KiB free", used >> 10, free >> 10);
+        let (ring, transport) = (None, Transport::Tcp);
         let (xen, reception, exchange) = (None, None, Service::default());
-        Ok(Self { memory, events, clock, store, grants, net, link, status, xen, reception, exchange })
+        Ok(Self {
+            memory,
+            events,
+            clock,
+            store,
+            grants,
+            net,
+            ring,
+            transport,
+            link,
+            status,
+            xen,
+            reception,
+            exchange,
+        })
     }
 
     /// Follows what has changed in xenstore.
@@ -161,19 +187,29 @@ impl Stub {
         }
     }
 
-    /// Moves the network and takes what has come of the stream.
-    pub(crate) fn receive(&mut self) {
+    /// Moves the network and takes what has come of the stream; says whether there is more.
+    pub(crate) fn receive(&mut self) -> bool {
         self.net.poll(self.clock.now_ns());
-        let (Some(reception), Some(xen)) = (&mut self.reception, &mut self.xen) else { return };
+        if let Some(ring) = &mut self.ring {
+            ring.follow(&mut self.store);
+        }
+        let mut ring = self.ring.as_mut().filter(|_| self.transport == Transport::Ring);
+        let (Some(reception), Some(xen)) = (&mut self.reception, &mut self.xen) else { return false };
         let mut result = Ok(0);
-        let mut nr_taken = 1;
-        while nr_taken > 0 && result.is_ok() {
-            nr_taken = self.net.receive(|bytes| {
+        let (mut nr_taken, mut nr_turn) = (1, 0);
+        while nr_taken > 0 && nr_turn < TURN_BYTES && result.is_ok() {
+            let take = |bytes: &[u8]| {
                 result = reception.take(bytes, xen, &mut self.link);
                 result.unwrap_or(0)
-            });
+            };
+            nr_taken = match &mut ring {
+                Some(ring) => ring.receive(take),
+                None => self.net.receive(take),
+            };
+            nr_turn += nr_taken;
         }
-        if self.net.stream() == Stream::Ended && result.is_ok() {
+        let stream = ring.map_or_else(|| self.net.stream(), |ring| ring.stream());
+        if stream == Stream::Ended && nr_taken == 0 && result.is_ok() {
             result = reception.close(xen).map(|()| 0);
         }
         match result.and_then(|_| reception.restored()) {
@@ -182,6 +218,7 @@ impl Stub {
             Err(ReceiveError::Intruder) => self.turn_away(),
             Err(error) => self.fail(&CommandError::Receive(error)),
         }
+        nr_taken > 0
     }
 
     /// Sleeps until something happens.
@@ -189,6 +226,7 @@ impl Stub {
         let front = self.net.front();
         let mut ports = heapless::Vec::<Port, MAX_PORTS>::new();
         ports.extend([self.store.port(), self.link.port()].into_iter().chain(front.ports()));
+        ports.extend(self.ring.as_ref().map(Ring::port));
         for port in front.ports() {
             self.events.take(port);
         }
@@ -264,7 +302,12 @@ impl Stub {
     fn begin(&mut self, order: &Receive) -> Result<(), CommandError> {
         let xen = self.xen.as_mut().ok_or(CommandError::Unpaired)?;
         self.reception = Some(Reception::new(order, xen).map_err(CommandError::Receive)?);
-        self.net.listen(self.clock.now_ns());
+        self.transport = order.transport;
+        if self.transport == Transport::Ring && self.ring.is_none() {
+            let ring = Ring::new(&self.memory, &mut self.grants, self.events);
+            self.ring = Some(ring.map_err(CommandError::Ring)?);
+        }
+        self.listen();
         self.status.phase(&mut self.store, Phase::Listening);
         self.say(&FromStub::Listening);
         Ok(())
@@ -301,6 +344,22 @@ impl Stub {
         Ok(())
     }
 
+    /// Lets the next one connect by the current transport.
+    fn listen(&mut self) {
+        match (&mut self.ring, self.transport) {
+            (Some(ring), Transport::Ring) => ring.listen(&mut self.store),
+            _ => self.net.listen(self.clock.now_ns()),
+        }
+    }
+
+    /// Ends the stream's connection and accepts no other.
+    fn hang_up(&mut self) {
+        match (&mut self.ring, self.transport) {
+            (Some(ring), Transport::Ring) => ring.close(),
+            _ => self.net.abort(self.clock.now_ns()),
+        }
+    }
+
     fn tell_progress(&mut self) {
         let now_ns = self.clock.now_ns();
         let Some(progress) = self.reception.as_mut().and_then(|reception| reception.progress(now_ns)) else {
@@ -323,13 +382,19 @@ impl Stub {
             self.status.restored(&mut self.store, report);
         }
         self.say(message);
-        self.net.abort(self.clock.now_ns());
+        self.hang_up();
     }
 
     /// Drops a connection that is not stubctl's, and waits for the next.
     fn turn_away(&mut self) {
-        log::warn!("dropped a connection from {:?}: it did not open with the token", self.net.peer());
-        self.net.listen(self.clock.now_ns());
+        match self.transport {
+            Transport::Ring => log::warn!("dropped a client of the ring: it did not open with the token"),
+            Transport::Tcp => {
+                let peer = self.net.peer();
+                log::warn!("dropped a connection from {peer:?}: it did not open with the token");
+            }
+        }
+        self.listen();
     }
 
     /// Ends the current command without success and says why.
@@ -353,7 +418,7 @@ impl Stub {
 
     fn stop(&mut self) {
         if self.reception.take().is_some() {
-            self.net.abort(self.clock.now_ns());
+            self.hang_up();
         }
         if let Some(xen) = &mut self.xen {
             if let Some(Reply::NotExchanged(_, text)) = self.exchange.finish(xen) {

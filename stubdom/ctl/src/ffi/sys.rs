@@ -31,6 +31,11 @@ impl<'a> Polled<'a> {
         Self { fd: Some(fd), events: 0, found: Cell::new(0) }
     }
 
+    /// Waits for nothing.
+    pub(crate) fn never() -> Self {
+        Self { fd: None, events: 0, found: Cell::new(0) }
+    }
+
     /// Takes part in the wait only while `wanted`.
     pub(crate) fn only_if(mut self, wanted: bool) -> Self {
         self.fd = self.fd.filter(|_| wanted);

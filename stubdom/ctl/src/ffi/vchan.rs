@@ -4,14 +4,34 @@
 //! nothing here relies on it: reads and writes ask first how much can pass.
 #![allow(unsafe_code, reason = "libxenvchan has a C interface")]
 
+mod out_ring;
+
+pub(crate) use out_ring::{Nonsense, OutRing};
+
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 use xen_front::types::Domid;
 
+/// `struct libxenvchan_ring`.
+#[repr(C)]
+struct LibXenVchanRing {
+    shared: *mut out_ring::RingShared,
+    buffer: *mut u8,
+    order: c_int,
+}
+
+/// `struct libxenvchan`.
 #[repr(C)]
 struct LibXenVchan {
-    _opaque: [u8; 0],
+    gnttab: *mut c_void,
+    ring: *mut out_ring::VchanInterface,
+    event: *mut c_void,
+    event_port: u32,
+    flags: c_int,
+    read: LibXenVchanRing,
+    write: LibXenVchanRing,
+    xs_path: *mut c_char,
 }
 
 #[link(name = "xenvchan")]
@@ -29,6 +49,11 @@ unsafe extern "C" {
     fn libxenvchan_is_open(ctrl: *mut LibXenVchan) -> c_int;
     fn libxenvchan_data_ready(ctrl: *mut LibXenVchan) -> c_int;
     fn libxenvchan_buffer_space(ctrl: *mut LibXenVchan) -> c_int;
+}
+
+#[link(name = "xenevtchn")]
+unsafe extern "C" {
+    fn xenevtchn_notify(xce: *mut c_void, port: u32) -> c_int;
 }
 
 /// The client end of a vchan.
@@ -55,6 +80,23 @@ impl Vchan {
     pub(crate) fn acknowledge(&self) {
         // SAFETY: the handle is open. A failure shows as a closed channel at the next read.
         unsafe { libxenvchan_wait(self.0.as_ptr()) };
+    }
+
+    /// The ring that this end writes, to be filled in place; call it once.
+    pub(crate) fn out_ring(&self) -> OutRing {
+        // SAFETY: the handle is open, and `LibXenVchan` has the layout of its header (tests/abi.c).
+        let LibXenVchan { ring, write, .. } = unsafe { self.0.as_ref() };
+        // SAFETY: libxenvchan has mapped the interface page and the ring of 2^order bytes, and unmaps them only when
+        // `self` is dropped; whoever holds the ring holds `self` too (`ring::Ring`).
+        unsafe { OutRing::new(*ring, write.buffer, 1 << write.order) }
+    }
+
+    /// Sends the other end an event.
+    pub(crate) fn notify(&self) {
+        // SAFETY: the handle is open, and `LibXenVchan` has the layout of its header (tests/abi.c).
+        let LibXenVchan { event, event_port, .. } = unsafe { self.0.as_ref() };
+        // SAFETY: the event channel's handle is open as long as the vchan. A failure shows as a stub that is silent.
+        unsafe { xenevtchn_notify(*event, *event_port) };
     }
 
     /// Whether the server is still there.

@@ -1,8 +1,9 @@
 use super::*;
-use std::io::{Read, Seek};
-use std::net::TcpListener;
+use std::io::{Read, Seek, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::thread;
+use std::time::Duration;
 
 /// Headers, a page record of `nr` bytes, END.
 fn stream(nr: u32) -> Vec<u8> {
@@ -18,22 +19,23 @@ fn stream(nr: u32) -> Vec<u8> {
 fn run(source: OwnedFd) -> (Result<(), RelayError>, Vec<u8>) {
     let listener = TcpListener::bind(("::1", 0)).unwrap();
     let sink = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    sink.set_nonblocking(true).unwrap();
     let receiver = thread::spawn(move || {
         let mut arrived = Vec::new();
         listener.accept().unwrap().0.read_to_end(&mut arrived).unwrap();
         arrived
     });
-    let result = pump(Relay::new(source, sink).unwrap());
+    let result = pump(over_tcp(source, sink));
     (result, receiver.join().unwrap())
+}
+
+fn over_tcp(source: OwnedFd, sink: TcpStream) -> Relay {
+    Relay::new(source, Way::Tcp(Tcp::over(sink).unwrap()))
 }
 
 fn pump(mut relay: Relay) -> Result<(), RelayError> {
     while !relay.is_done() {
-        let (source, sink) = (relay.source(), relay.sink());
-        let stand_in = relay.pipe_out.as_fd();
-        let readable = sys::Polled::readable(source.unwrap_or(stand_in)).only_if(source.is_some());
-        let writable = sys::Polled::writable(sink.unwrap_or(stand_in)).only_if(sink.is_some());
+        let readable = relay.source().map_or(Polled::never(), Polled::readable);
+        let writable = relay.sink();
         sys::poll(&[&readable, &writable], Duration::from_secs(10)).unwrap();
         let (fill, drain) = (readable.is_ready(), writable.is_ready());
         assert!(fill || drain, "the relay hangs at {}", relay.place());
@@ -121,11 +123,10 @@ fn a_stub_that_hangs_up_ends_the_relay() {
     let (near, far) = UnixStream::pair().unwrap();
     let listener = TcpListener::bind(("::1", 0)).unwrap();
     let sink = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    sink.set_nonblocking(true).unwrap();
     drop(listener.accept().unwrap());
     let mut writer = far.try_clone().unwrap();
     let feeder = thread::spawn(move || while writer.write_all(&[0xff; 4096]).is_ok() {});
-    let result = pump(Relay::new(near.into(), sink).unwrap());
+    let result = pump(over_tcp(near.into(), sink));
     far.shutdown(std::net::Shutdown::Both).unwrap();
     feeder.join().unwrap();
     assert!(matches!(result, Err(RelayError::Sink { .. })), "{result:?}");

@@ -1,0 +1,88 @@
+//! The way to a stub over shared pages: a vchan whose left ring carries the stream.
+//!
+//! The read from the source lands in the ring itself, so dom0 touches each byte once. Events are few: the stub is told
+//! of new bytes only when it asked, and we ask for room only when the ring is nearly full.
+
+use super::RelayError;
+use crate::ffi::sys::Polled;
+use crate::ffi::vchan::{Nonsense, OutRing, Vchan};
+use std::io::{self, ErrorKind};
+use std::os::fd::BorrowedFd;
+use xen_front::types::Domid;
+
+/// The part of the ring that is read at once: a fourth, so that the stub works on one part while the next is read.
+const NR_PARTS: usize = 4;
+
+/// The ring, and the vchan that it belongs to.
+pub(crate) struct Ring {
+    out: OutRing,
+    vchan: Vchan,
+}
+
+impl Ring {
+    /// Connects to the stub and opens the stream with its token.
+    ///
+    /// # Errors
+    /// [`RelayError::Ring`].
+    pub(crate) fn connect(stub: Domid, token: &[u8; control::TOKEN_BYTES]) -> Result<Self, RelayError> {
+        let path = format!("/local/domain/{}/{}", stub.raw(), control::STREAM_VCHAN_PATH);
+        let vchan = Vchan::connect(stub, &path).map_err(RelayError::Ring)?;
+        let mut ring = Self { out: vchan.out_ring(), vchan };
+        ring.put(token).map_err(|error| RelayError::Ring(error.raw_os_error().unwrap_or(libc::EIO)))?;
+        Ok(ring)
+    }
+
+    /// Whether a part of the ring is free; asks for an event if not.
+    pub(super) fn has_room(&self) -> bool {
+        let has_room = || self.out.len() - self.nr_waiting() >= self.part();
+        has_room() || {
+            self.out.request_event();
+            has_room()
+        }
+    }
+
+    pub(super) fn signalled(&self) -> Polled<'_> {
+        Polled::readable(self.vchan.fd())
+    }
+
+    /// Bytes that the stub has not taken; all of the ring if its index makes no sense, which stops the relay.
+    pub(super) fn nr_waiting(&self) -> usize {
+        self.out.nr_waiting().unwrap_or(self.out.len())
+    }
+
+    /// Puts bytes of a header into the ring, which has room.
+    pub(super) fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let nr = self.out.write(bytes)?;
+        self.tell();
+        if nr == bytes.len() { Ok(()) } else { Err(ErrorKind::WriteZero.into()) }
+    }
+
+    /// Reads at most `len` bytes from the source into the ring, which has room.
+    pub(super) fn fill(&mut self, source: BorrowedFd<'_>, len: usize) -> io::Result<usize> {
+        let nr = self.out.read_from(source, len.min(self.part()))?;
+        self.tell();
+        Ok(nr)
+    }
+
+    /// Takes the stub's event.
+    ///
+    /// # Errors
+    /// The stub has closed the ring, or writes nonsense into it.
+    pub(super) fn acknowledge(&mut self) -> io::Result<()> {
+        self.vchan.acknowledge();
+        if self.out.nr_waiting() == Err(Nonsense) {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        if self.vchan.is_open() { Ok(()) } else { Err(ErrorKind::BrokenPipe.into()) }
+    }
+
+    fn tell(&self) {
+        if self.out.take_wish() {
+            self.vchan.notify();
+        }
+    }
+
+    fn part(&self) -> usize {
+        self.out.len() / NR_PARTS
+    }
+}

@@ -1,0 +1,102 @@
+//! The stream over shared memory: a second vchan, whose left ring stubctl fills with the stream.
+//!
+//! **Takes** pages and grants, the first time a stream comes this way. **Gives** the bytes of the stream, borrowed from
+//! a private buffer. **Never** shows shared memory itself: what the parser checks must not change under it. The copy
+//! into the buffer is the price; the buffer stays in the first cache level or the second.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use crate::net::Stream;
+use control::STREAM_VCHAN_PATH;
+use xen_front::events::Events;
+use xen_front::grants::GrantTable;
+use xen_front::memory::Memory;
+use xen_front::types::{Domid, Port};
+use xen_front::vchan::{Error, Server, Status};
+use xen_front::xenstore::Xenstore;
+
+/// log2 of the bytes of the ring that stubctl fills: the largest that libxenvchan takes.
+const STREAM_ORDER: u32 = 20;
+
+/// log2 of the bytes of the ring that nobody uses: the smallest of whole pages.
+const IDLE_ORDER: u32 = 12;
+
+/// The private buffer.
+const BUFFER_BYTES: usize = 32 << 10;
+
+/// The stream's vchan.
+pub(crate) struct Ring {
+    server: Server,
+    events: Events,
+    buffer: Vec<u8>,
+    /// The part of the buffer that has not been taken yet.
+    left: Range<usize>,
+    state: Stream,
+}
+
+impl Ring {
+    pub(crate) fn new(memory: &Memory, grants: &mut GrantTable, events: Events) -> Result<Self, Error> {
+        let server = Server::new(memory, grants, Domid::DOM0, STREAM_VCHAN_PATH, STREAM_ORDER, IDLE_ORDER)?;
+        let buffer = vec![0; BUFFER_BYTES];
+        Ok(Self { server, events, buffer, left: 0..0, state: Stream::Closed })
+    }
+
+    /// The event channel to sleep on.
+    pub(crate) fn port(&self) -> Port {
+        self.server.port()
+    }
+
+    /// Lets the next one connect, after whatever is open now is closed.
+    pub(crate) fn listen(&mut self, store: &mut Xenstore) {
+        self.close();
+        self.state = Stream::Listening;
+        self.follow(store);
+    }
+
+    /// Ends the conversation and expects no other.
+    pub(crate) fn close(&mut self) {
+        self.server.close();
+        self.left = 0..0;
+        self.state = Stream::Closed;
+    }
+
+    /// Looks whether somebody has come or gone.
+    pub(crate) fn follow(&mut self, store: &mut Xenstore) {
+        self.events.take(self.port());
+        match self.server.follow(store) {
+            Err(error) => log::warn!("stream: {error}"),
+            Ok(Status::Open) if self.state == Stream::Listening => self.state = Stream::Open,
+            Ok(Status::Ended) if self.state == Stream::Open => self.state = Stream::Ended,
+            Ok(_) => {}
+        }
+    }
+
+    /// Says how the stream's conversation is.
+    pub(crate) fn stream(&self) -> Stream {
+        self.state
+    }
+
+    /// Shows `take` the next bytes of the stream; it returns how many it has taken.
+    pub(crate) fn receive(&mut self, take: impl FnOnce(&[u8]) -> usize) -> usize {
+        if self.left.is_empty() {
+            self.refill();
+        }
+        let taken = take(&self.buffer[self.left.clone()]).min(self.left.len());
+        self.left.start += taken;
+        taken
+    }
+
+    fn refill(&mut self) {
+        let nr_bytes = match self.server.read(&mut self.buffer) {
+            Ok(nr_bytes) => nr_bytes,
+            Err(error) => {
+                log::error!("stream: {error}");
+                self.state = Stream::Ended;
+                0
+            }
+        };
+        self.left = 0..nr_bytes;
+    }
+}
