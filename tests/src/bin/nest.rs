@@ -1,6 +1,7 @@
 //! Boots the nest: a shell in dom0 for a person, or one script.
 
 use clap::{Args, Parser, Subcommand};
+use e2e::bench;
 use e2e::demo;
 use e2e::error::{Doing, Error, Result};
 use e2e::machine::{self, Machine, Options};
@@ -45,6 +46,18 @@ enum Action {
     },
     /// Shows the same guests fresh, restored by stock xl and restored through the stub.
     Demo,
+    /// Measures restores of the same file by the stock helper and through the stub.
+    Bench {
+        /// How often each restore is measured.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// Sends each file to a Linux guest by netcat too.
+        #[arg(long)]
+        netcat: bool,
+        /// The guests, by the name of their configuration.
+        #[arg(default_values_t = ["pvh-256".to_owned(), "pvh-1024".to_owned()])]
+        guests: Vec<String>,
+    },
 }
 
 #[derive(Args)]
@@ -98,6 +111,10 @@ fn act(arguments: Arguments) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Some(Action::Demo) => demo::run(&place).map(|()| ExitCode::SUCCESS),
+        Some(Action::Bench { rounds, netcat, guests }) => {
+            let plan = bench::Plan { guests, nr_rounds: rounds, netcat };
+            bench::run(&place, &options, &plan).map(|()| ExitCode::SUCCESS)
+        }
         Some(Action::Story { names, .. }) => tell(&place, &names),
     }
 }
