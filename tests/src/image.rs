@@ -42,6 +42,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("target/release/nest-fragment", "usr/bin/nest-fragment"),
     ("target/release/stubctl", "usr/sbin/stubctl"),
     ("target/stub/stubdom", "usr/lib/xen-stubdom/stubdom"),
+    ("target/release/examples/bring_up", "usr/lib/xen-stubdom/bring_up"),
 ];
 
 /// Packs dom0's initramfs and gives its path.

@@ -1,5 +1,6 @@
 //! The stories, in the order in which they are told.
 
+mod bring_up;
 mod helper;
 mod hostile;
 mod order;
@@ -12,6 +13,7 @@ use crate::story::Story;
 
 /// Every story that `scripts/test` tells.
 pub const ALL: &[Story] = &[
+    bring_up::BRING_UP,
     stock::SAVE_AND_RESTORE,
     helper::SAVE_HELPER,
     restore::PVH_256,

@@ -2,6 +2,7 @@
 //!
 //! **Takes** text. **Gives** it to dom0's console daemon. **Never** blocks for ever: with a full ring it waits up to
 //! [`PATIENCE_NS`], then drops text until the daemon reads again.
+#![allow(unsafe_code, reason = "a panic takes the console from whoever holds it")]
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{Ordering, fence};
@@ -58,9 +59,14 @@ pub fn write(text: &str) {
 
 /// Writes the message of a panic and waits a while for it to be read.
 ///
-/// A panic inside a console write finds the lock taken and ends without words.
+/// Of a panic inside a console write the words follow what was half written.
 pub(crate) fn last_words(message: fmt::Arguments<'_>) {
-    let Some(mut guard) = CONSOLE.try_lock() else { return };
+    if CONSOLE.is_locked() {
+        // SAFETY: whoever holds the lock is this vCPU, the only one, which never goes back there. Its write may be cut
+        // between two steps; each of them leaves the console's few integers valid.
+        unsafe { CONSOLE.force_unlock() };
+    }
+    let mut guard = CONSOLE.lock();
     if let Some(console) = guard.as_mut() {
         // Writing to the console cannot fail; text that does not fit is dropped.
         let _ = writeln!(console, "\r\n{message}\r");

@@ -5,9 +5,8 @@
 //! **Never** lets a page table be written to but through `mmu_update`.
 #![allow(unsafe_code, reason = "changes our own page tables and owns raw memory")]
 
-use alloc::alloc::{Layout, alloc_zeroed, dealloc};
+use alloc::alloc::{Layout, alloc_zeroed};
 use alloc::boxed::Box;
-use core::mem::ManuallyDrop;
 use core::ops::Range;
 use core::ptr::NonNull;
 
@@ -20,7 +19,6 @@ use crate::pte::{self, Flags, NR_ENTRIES, Pte};
 use crate::shared_mem::SharedMem;
 use crate::start_info::StartInfo;
 use crate::types::{Domid, Mfn, PAGE_SIZE};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// The bytes that one L1 table maps.
 const L1_SPAN: usize = PAGE_SIZE * NR_ENTRIES;
@@ -171,7 +169,7 @@ impl Memory {
         Ok(Self { linear, fixmap, regions })
     }
 
-    /// Returns the page table page of a builder's ring as shared memory.
+    /// Returns a page that the builder made for a ring as shared memory.
     ///
     /// # Safety
     /// `mfn` is a page of ours that the builder set aside for sharing; called once for each.
@@ -218,12 +216,6 @@ impl Memory {
         // SAFETY: the tables are mapped side by side for ever (`Pages`), readable; nobody writes to them but Xen.
         let entries = unsafe { SharedMem::new(tables.page(0), nr_tables * PAGE_SIZE) };
         Ok(Region { base: pointer(base), entries, tables: tables.mfns })
-    }
-
-    /// Allocates a page, zeroed.
-    pub fn page(&self) -> Option<Page> {
-        let base = zeroed_pages(1)?;
-        Some(Page { base, mfn: self.linear.mfn(base.as_ptr() as usize) })
     }
 
     /// Allocates `nr_pages` pages side by side, zeroed, for ever.
@@ -341,57 +333,6 @@ fn page_layout(nr_pages: usize) -> Option<Layout> {
     Layout::from_size_align(bytes, PAGE_SIZE).ok()
 }
 
-/// A page of our own that others may look at: shared memory, never a Rust reference.
-#[derive(Debug)]
-pub struct Page {
-    base: NonNull<u8>,
-    mfn: Mfn,
-}
-
-impl Page {
-    /// Returns its machine frame.
-    pub const fn mfn(&self) -> Mfn {
-        self.mfn
-    }
-
-    /// Returns its address, for [`SharedMem::new`] by who keeps the page for as long as that lives.
-    pub const fn base(&self) -> NonNull<u8> {
-        self.base
-    }
-
-    /// Gives the page away for ever: it stays mapped and is never reused.
-    pub fn leak(self) -> SharedMem {
-        ManuallyDrop::new(self).view()
-    }
-
-    /// Reads a copy of the value at `offset` bytes.
-    pub fn read<T: FromBytes>(&self, offset: usize) -> T {
-        self.view().read(offset)
-    }
-
-    /// Writes a value at `offset` bytes.
-    pub fn write<T: IntoBytes + Immutable>(&mut self, offset: usize, value: T) {
-        self.view().write(offset, value);
-    }
-
-    /// Copies the bytes from `offset` on into `out`.
-    pub fn copy_out(&self, offset: usize, out: &mut [u8]) {
-        self.view().copy_out(offset, out);
-    }
-
-    /// Copies `bytes` to `offset`.
-    pub fn copy_in(&mut self, offset: usize, bytes: &[u8]) {
-        self.view().copy_in(offset, bytes);
-    }
-
-    /// A handle that must not outlive the page.
-    fn view(&self) -> SharedMem {
-        // SAFETY: the page is mapped and writable until it is dropped, which no caller here outlives; it is touched
-        // through such handles only.
-        unsafe { SharedMem::new(self.base, PAGE_SIZE) }
-    }
-}
-
 /// Address space with nothing mapped, and its page table entries.
 #[derive(Debug)]
 pub(crate) struct Region {
@@ -422,14 +363,5 @@ impl Pages {
         assert!(index < self.mfns.len(), "a page that was not allocated");
         // SAFETY: the page is one of the allocation's, just checked.
         unsafe { self.base.add(index * PAGE_SIZE) }
-    }
-}
-
-impl Drop for Page {
-    fn drop(&mut self) {
-        if let Some(layout) = page_layout(1) {
-            // SAFETY: allocated by `zeroed_pages` with this layout; no handle outlives the page.
-            unsafe { dealloc(self.base.as_ptr(), layout) };
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! Grants that come and go without a hypercall and without changing their reference.
 //!
-//! **Takes** a frame of ours, once. **Gives** the other domain access and takes it away by one store to the grant entry.
+//! **Takes** a page of ours that holds no Rust value, once. **Gives** the other domain access and takes it away by one store to the grant entry.
 //! **Never** says that access has ended while Xen still counts a use of it.
 #![allow(unsafe_code, reason = "a handle to one entry of the grant table, which stays mapped for ever")]
 
@@ -8,8 +8,9 @@ use core::sync::atomic::{Ordering, fence};
 
 use super::{Access, GrantTable};
 use crate::abi::{GRANT_ENTRY_V1_BYTES, GTF_reading, GTF_writing};
+use crate::memory::Pages;
 use crate::shared_mem::SharedMem;
-use crate::types::{Domid, Gref, Mfn};
+use crate::types::{Domid, Gref};
 
 /// A grant entry whose domain, frame and kind of access are set; whether it permits anything changes at will.
 #[derive(Debug)]
@@ -21,10 +22,10 @@ pub struct Lease {
 }
 
 impl GrantTable {
-    /// Prepares a grant of `mfn` to `domid` that permits nothing yet; `None` if no grant is free.
-    pub fn lease(&mut self, mfn: Mfn, domid: Domid, access: Access) -> Option<Lease> {
+    /// Prepares a grant of page `index` to `domid` that permits nothing yet; `None` if no grant is free.
+    pub fn lease(&mut self, pages: &Pages, index: usize, domid: Domid, access: Access) -> Option<Lease> {
         // A v1 grant holds 32 bits of frame number: 16 TiB of machine memory.
-        let frame = u32::try_from(mfn.raw()).ok()?;
+        let frame = u32::try_from(pages.mfns().get(index)?.raw()).ok()?;
         let gref = self.free.pop()?;
         let (table, offset) = self.entry(gref)?;
         table.write(offset + 2, domid.raw());

@@ -191,9 +191,9 @@ struct Leases {
 /// Prepares the grants of a link's pages: the transmit buffers read-only, all else writable. Nothing is lent yet.
 fn lease(pages: &Pages, grants: &mut GrantTable, backend: Domid) -> Option<Leases> {
     let mut leases = Vec::with_capacity(NR_PAGES);
-    for (index, &mfn) in pages.mfns().iter().enumerate().take(RX_PAGES.start + NR_RX_SLOTS) {
+    for index in 0..RX_PAGES.start + NR_RX_SLOTS {
         let access = if TX_PAGES.contains(&index) { Access::ReadOnly } else { Access::ReadWrite };
-        leases.extend(grants.lease(mfn, backend, access));
+        leases.extend(grants.lease(pages, index, backend, access));
     }
     if leases.len() < RX_PAGES.start + NR_RX_SLOTS {
         release(grants, leases);

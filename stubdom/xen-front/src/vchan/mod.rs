@@ -89,7 +89,7 @@ impl Server {
         let (nr_left, nr_right) = (ring_pages(left_order)?, ring_pages(right_order)?);
         let nr_pages = 1 + nr_left + nr_right;
         let pages = memory.pages(nr_pages).ok_or(Error::NoMemory)?;
-        let leases = pages.mfns().iter().map(|&mfn| grants.lease(mfn, client, Access::ReadWrite));
+        let leases = (0..nr_pages).map(|page| grants.lease(&pages, page, client, Access::ReadWrite));
         let leases: Vec<Lease> = leases.collect::<Option<_>>().ok_or(Error::NoGrant)?;
         let port = event_channel::alloc_unbound(client).map_err(Error::NoPort)?;
         let rings = (view(&pages, 1, nr_left), view(&pages, 1 + nr_left, nr_right));
