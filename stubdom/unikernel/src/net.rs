@@ -126,7 +126,7 @@ impl Net {
             stream,
             dhcp,
             open: false,
-            pending: true,
+            pending: false,
         }
     }
 
