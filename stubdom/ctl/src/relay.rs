@@ -162,6 +162,18 @@ impl Relay {
         }
     }
 
+    /// Whether the stub may not know yet of all that it was sent: [`Relay::flush`] before a wait.
+    pub(crate) fn is_untold(&self) -> bool {
+        matches!(&self.way, Way::Ring(ring) if ring.is_untold())
+    }
+
+    /// Tells the stub of all that it was sent.
+    pub(crate) fn flush(&mut self) {
+        if let Way::Ring(ring) = &mut self.way {
+            ring.tell();
+        }
+    }
+
     /// Gives the stub what it has room for; call it when [`Relay::sink`] is ready.
     ///
     /// # Errors

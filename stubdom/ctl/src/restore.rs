@@ -150,14 +150,20 @@ impl Receiving<'_> {
         let writable = self.relay.sink();
         let signalled = self.channel.readable();
         let waited = Instant::now();
-        host.interrupt.wait(&[&signalled, &readable, &writable], HEARTBEAT)?;
+        // Only a look, as long as the stub is to be told of bytes: there may be more to tell of at once.
+        let patience = if self.relay.is_untold() { Duration::ZERO } else { HEARTBEAT };
+        host.interrupt.wait(&[&signalled, &readable, &writable], patience)?;
+        let (fill, drain) = (readable.is_ready(), writable.is_ready());
         if signalled.is_ready() {
             self.channel.acknowledge();
+        }
+        if !fill {
+            self.relay.flush();
         }
         if waited.elapsed() >= HEARTBEAT {
             self.channel.check_alive(host)?;
         }
-        Ok((readable.is_ready(), writable.is_ready()))
+        Ok((fill, drain))
     }
 
     /// Takes every message that has come.

@@ -1,7 +1,8 @@
 //! The way to a stub over shared pages: a vchan whose left ring carries the stream.
 //!
-//! The read from the source lands in the ring itself, so dom0 touches each byte once. Events are few: the stub is told
-//! of new bytes only when it asked, and we ask for room only when the ring is nearly full.
+//! The read from the source lands in the ring itself, so dom0 touches each byte once. Events are few, since each may cost
+//! two changes of context: the stub is told of new bytes only when it asked, and then of half a ring, or of what there
+//! is when the source has no more for now; and we ask for room only when the ring is nearly full.
 
 use super::RelayError;
 use crate::ffi::sys::Polled;
@@ -17,6 +18,8 @@ const NR_PARTS: usize = 4;
 pub(crate) struct Ring {
     out: OutRing,
     vchan: Vchan,
+    /// The stub may wait for bytes that it has not been told of.
+    untold: bool,
 }
 
 impl Ring {
@@ -27,7 +30,7 @@ impl Ring {
     pub(crate) fn connect(stub: Domid, token: &[u8; control::TOKEN_BYTES]) -> Result<Self, RelayError> {
         let path = format!("/local/domain/{}/{}", stub.raw(), control::STREAM_VCHAN_PATH);
         let vchan = Vchan::connect(stub, &path).map_err(RelayError::Ring)?;
-        let mut ring = Self { out: vchan.out_ring(), vchan };
+        let mut ring = Self { out: vchan.out_ring(), vchan, untold: false };
         ring.put(token).map_err(|error| RelayError::Ring(error.raw_os_error().unwrap_or(libc::EIO)))?;
         Ok(ring)
     }
@@ -53,15 +56,23 @@ impl Ring {
     /// Puts bytes of a header into the ring, which has room.
     pub(super) fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
         let nr = self.out.write(bytes)?;
-        self.tell();
+        self.untold = true;
         if nr == bytes.len() { Ok(()) } else { Err(ErrorKind::WriteZero.into()) }
     }
 
     /// Reads at most `len` bytes from the source into the ring, which has room.
     pub(super) fn fill(&mut self, source: BorrowedFd<'_>, len: usize) -> io::Result<usize> {
         let nr = self.out.read_from(source, len.min(self.part()))?;
-        self.tell();
+        self.untold = true;
+        if self.nr_waiting() >= self.out.len() / 2 {
+            self.tell();
+        }
         Ok(nr)
+    }
+
+    /// Whether the stub may have to be told of bytes.
+    pub(super) fn is_untold(&self) -> bool {
+        self.untold
     }
 
     /// Takes the stub's event.
@@ -76,7 +87,9 @@ impl Ring {
         if self.vchan.is_open() { Ok(()) } else { Err(ErrorKind::BrokenPipe.into()) }
     }
 
-    fn tell(&self) {
+    /// Tells the stub of new bytes, if it asked.
+    pub(super) fn tell(&mut self) {
+        self.untold = false;
         if self.out.take_wish() {
             self.vchan.notify();
         }
