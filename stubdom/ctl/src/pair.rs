@@ -1,4 +1,4 @@
-//! From "this guest wants a stub" to "its stub answers": create, link, give rights, unpause, greet.
+//! From "this guest wants a stub" to "its stub answers": create, link, give rights, greet.
 //!
 //! **Takes** a target and its configuration. **Gives** a paired stub and the open conversation. **Never** leaves a
 //! stub behind that did not come up: [`Stub`] destroys its domain when it is dropped, until it is told to stay.
@@ -87,7 +87,6 @@ impl<'a> Stub<'a> {
         if conf.transport == Transport::Tcp {
             net::isolate_port(domid);
         }
-        host.xen.unpause(domid)?;
         Ok(stub)
     }
 
@@ -158,7 +157,8 @@ pub(crate) fn stream_address(host: &Host, conf: &Conf, stub: Domid) -> Result<(I
     Ok((net::link_local(&mac)?, net::interface_index(&conf.bridge)?))
 }
 
-/// Runs `xl create -p` with the guest's own name and network filled in.
+/// Runs `xl create` with the guest's own name and network filled in. The stub runs at once: if this process is killed
+/// before they are paired, the stub ends by itself, which a paused one could not.
 fn create(host: &Host, conf: &Conf, name: &str) -> Result<(), Error> {
     if !conf.config.is_file() {
         return Err(PairError::NoConfig(conf.config.clone()).into());
@@ -185,7 +185,7 @@ fn create(host: &Host, conf: &Conf, name: &str) -> Result<(), Error> {
 
 fn spawn_create(conf: &Conf, name: &str) -> std::io::Result<Child> {
     let mut command = Command::new("xl");
-    command.args(["create", "-p", "-q"]).arg(&conf.config);
+    command.args(["create", "-q"]).arg(&conf.config);
     // xl reads these behind the file, and the last setting counts.
     command.args(extra_settings(conf, name));
     // libxl's pipes to this process are no business of the daemon that xl leaves behind.

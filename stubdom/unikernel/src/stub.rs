@@ -104,9 +104,13 @@ pub(crate) struct Stub {
     transport: Transport,
     link: Link,
     status: Status,
+    /// When the stub ends if it has no target by then, in nanoseconds of system time.
+    pair_by_ns: u64,
     xen: Option<TargetXen>,
     reception: Option<Reception>,
     exchange: Service,
+    /// The target has been begun and not been completed.
+    is_half_built: bool,
 }
 
 impl Stub {
@@ -133,7 +137,8 @@ impl Stub {
         let (used, free) = xen_front::heap::usage();
         log::info!("up, {} KiB of heap used, {} KiB free", used >> 10, free >> 10);
         let (ring, transport) = (None, Transport::Tcp);
-        let (xen, reception, exchange) = (None, None, Service::default());
+        let pair_by_ns = clock.now_ns() + life::UNPAIRED_NS;
+        let (xen, reception, exchange, is_half_built) = (None, None, Service::default(), false);
         Ok(Self {
             memory,
             events,
@@ -145,9 +150,11 @@ impl Stub {
             transport,
             link,
             status,
+            pair_by_ns,
             xen,
             reception,
             exchange,
+            is_half_built,
         })
     }
 
@@ -161,6 +168,8 @@ impl Stub {
             };
             if event.token == life::SHUTDOWN_TOKEN {
                 life::follow_shutdown(&mut self.store);
+            } else if event.token == life::SYSRQ_TOKEN {
+                life::follow_sysrq(&mut self.store);
             } else if event.token == life::TARGET_TOKEN {
                 self.follow_target();
             } else if event.token == self.net.front().token() {
@@ -233,10 +242,24 @@ impl Stub {
         if front.has_failed() {
             return self.follow_vif();
         }
+        let pair_by = self.follow_loneliness();
         let deadline = self.net.deadline(self.clock.now_ns());
+        let deadline =
+            pair_by.map_or(deadline, |pair_by| Some(deadline.map_or(pair_by, |at| at.min(pair_by))));
         if let Err(errno) = self.events.wait(&ports, deadline) {
             panic!("cannot wait for events: {errno}");
         }
+    }
+
+    /// Ends a stub that nobody pairs; returns until when somebody may, if nobody has.
+    fn follow_loneliness(&self) -> Option<u64> {
+        if self.xen.is_some() {
+            return None;
+        }
+        if self.clock.now_ns() >= self.pair_by_ns {
+            life::end("nobody has named a target");
+        }
+        Some(self.pair_by_ns)
     }
 
     fn follow_target(&mut self) {
@@ -302,6 +325,7 @@ impl Stub {
     fn begin(&mut self, order: &Receive) -> Result<(), CommandError> {
         let xen = self.xen.as_mut().ok_or(CommandError::Unpaired)?;
         self.reception = Some(Reception::new(order, xen).map_err(CommandError::Receive)?);
+        self.is_half_built = true;
         self.transport = order.transport;
         if self.transport == Transport::Ring && self.ring.is_none() {
             let ring = Ring::new(&self.memory, &mut self.grants, self.events);
@@ -371,6 +395,7 @@ impl Stub {
 
     fn complete(&mut self, message: &FromStub<'_>) {
         self.reception = None;
+        self.is_half_built = false;
         if let FromStub::Restored { report, .. } = message {
             log::info!(
                 "restored: {} pages in {} 1 GiB, {} 2 MiB and {} 4 KiB extents",
@@ -407,12 +432,16 @@ impl Stub {
         self.say(&FromStub::Failed { text });
     }
 
-    /// Ends what stubctl will not hear the end of.
+    /// Ends what stubctl will not hear the end of. A target that is half received is of no use to anybody, and nobody
+    /// else would end its stub.
     fn give_up(&mut self, why: &str) {
         if self.is_window_taken() {
             log::warn!("giving up: {why}");
             self.stop();
             self.status.failed(&mut self.store, why);
+        }
+        if self.is_half_built {
+            life::end("nobody waits for the target");
         }
     }
 

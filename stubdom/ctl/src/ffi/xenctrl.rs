@@ -66,7 +66,6 @@ unsafe extern "C" {
         info: *mut GetDomainInfo,
     ) -> c_int;
     fn xc_domain_set_target(xch: *mut XcInterface, domid: u32, target: u32) -> c_int;
-    fn xc_domain_unpause(xch: *mut XcInterface, domid: u32) -> c_int;
     fn xc_domain_set_tsc_info(
         xch: *mut XcInterface,
         domid: u32,
@@ -198,13 +197,6 @@ impl Xenctrl {
         // SAFETY: the handle is open; the call takes numbers only.
         let rc = unsafe { xc_domain_set_target(self.0.as_ptr(), stub.raw().into(), target.raw().into()) };
         done(rc, "xc_domain_set_target", stub)
-    }
-
-    /// Lets a domain that was created paused run.
-    pub(crate) fn unpause(&self, domid: Domid) -> Result<(), XenError> {
-        // SAFETY: the handle is open; the call takes numbers only.
-        let rc = unsafe { xc_domain_unpause(self.0.as_ptr(), domid.raw().into()) };
-        done(rc, "xc_domain_unpause", domid)
     }
 
     /// Sets TSC mode, elapsed nanoseconds, frequency in kHz and incarnation (`XEN_DOMCTL_settscinfo`).
