@@ -47,7 +47,7 @@ pub(crate) struct StatusArguments {
     /// One JSON array; with --watch one a second, each on a line
     #[arg(long)]
     pub(crate) json: bool,
-    /// Go on until interrupted, once a second
+    /// Go on until interrupted, once a second, with rates, a bar and an estimate
     #[arg(long)]
     pub(crate) watch: bool,
 }

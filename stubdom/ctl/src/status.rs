@@ -3,12 +3,17 @@
 //! **Takes** xenstore nodes and domain states. **Gives** a table or JSON. **Never** talks to a stub, so that it works
 //! while another stubctl does.
 
+mod pace;
+
 use crate::cli::StatusArguments;
 use crate::error::Error;
 use crate::host::{Host, home};
 use control::nodes;
+use pace::{Counts, Pace, Seen};
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
 use xen_front::types::Domid;
 
 const PERIOD: Duration = Duration::from_secs(1);
@@ -31,21 +36,22 @@ struct Row {
     superpages_2m: u64,
     pages_4k: u64,
     error: Option<String>,
+    /// How fast it goes, once it has been looked at twice.
+    pace: Option<Pace>,
 }
 
-/// Lists the stubs, once or for ever.
+/// Lists the stubs, once or until interrupted.
 pub(crate) fn run(host: &Host, arguments: &StatusArguments) -> Result<(), Error> {
+    let clear = arguments.watch && !arguments.json && std::io::stdout().is_terminal();
+    let mut seen = BTreeMap::new();
     loop {
-        let rows = rows(host)?;
+        let mut rows = rows(host)?;
+        rows.iter_mut().for_each(|row| row.look(&mut seen, Instant::now()));
         let text = if arguments.json { json(&rows) } else { table(&rows) };
-        if arguments.watch && !arguments.json {
-            print!("{CLEAR}");
-        }
-        println!("{text}");
-        if !arguments.watch {
+        println!("{}{text}", if clear { CLEAR } else { "" });
+        if !arguments.watch || host.interrupt.wait(&[], PERIOD).is_err() {
             return Ok(());
         }
-        host.interrupt.wait(&[], PERIOD)?;
     }
 }
 
@@ -78,6 +84,7 @@ fn row(host: &Host, stub: Domid, target: Domid) -> Result<Row, Error> {
         superpages_2m: number(nodes::SUPERPAGES_2M)?,
         pages_4k: number(nodes::PAGES_4K)?,
         error: text(nodes::ERROR)?,
+        pace: None,
     })
 }
 
@@ -92,6 +99,24 @@ fn state(host: &Host, stub: Domid) -> Result<&'static str, Error> {
 }
 
 impl Row {
+    /// Compares with the last look at this stub.
+    fn look(&mut self, seen: &mut BTreeMap<Domid, Seen>, now: Instant) {
+        let before = seen.get(&self.stub).copied();
+        let this =
+            before.map_or_else(|| Seen::first(now, self.counts()), |last| last.next(now, self.counts()));
+        seen.insert(self.stub, this);
+        self.pace = before.is_some().then(|| this.pace());
+    }
+
+    fn counts(&self) -> Counts {
+        Counts { pass: self.pass, nr_bytes: self.nr_bytes, nr_pages: self.nr_pages }
+    }
+
+    /// The bar, while it receives and has been looked at twice.
+    fn bar(&self) -> Option<String> {
+        Some(self.pace?.line(self.counts(), self.percent()?, self.max_pages))
+    }
+
     /// Pages of the first pass against the target's size; `None` outside a receive.
     fn percent(&self) -> Option<u64> {
         let receiving = ["opening", "memory", "precopy", "finishing"].contains(&self.phase.as_str());
@@ -100,6 +125,7 @@ impl Row {
     }
 
     fn json(&self) -> Value {
+        let seconds_left = self.pace.and_then(|pace| pace.seconds_left(self.counts(), self.max_pages));
         json!({
             "stub": self.stub.raw(),
             "target": self.target.raw(),
@@ -114,6 +140,10 @@ impl Row {
             "superpages_2m": self.superpages_2m,
             "pages_4k": self.pages_4k,
             "error": self.error,
+            "bytes_per_s": self.pace.map(|pace| pace.bytes_per_s),
+            "pages_per_s": self.pace.map(|pace| pace.pages_per_s),
+            "pages_again": self.pace.and_then(|pace| pace.nr_again),
+            "seconds_left": seconds_left,
         })
     }
 }
@@ -135,6 +165,7 @@ fn table(rows: &[Row]) -> String {
         let guest = format!("{} ({})", plain(&row.guest), row.target);
         let (stub, phase) = (row.stub.to_string(), plain(&row.phase));
         lines.push(line([&stub, &guest, row.state, &phase, &percent, pages, huge, large, small]));
+        lines.extend(row.bar().map(|bar| format!("      {bar}")));
         lines.extend(row.error.iter().map(|error| format!("      last error: {}", plain(error))));
     }
     lines.join("\n")
@@ -172,7 +203,22 @@ mod tests {
             superpages_2m: 32,
             pages_4k: 256,
             error: None,
+            pace: None,
         }
+    }
+
+    #[test]
+    fn a_second_look_adds_a_bar_and_rates() {
+        let (mut seen, start) = (BTreeMap::new(), Instant::now());
+        let mut row = Row { nr_pages: 0, nr_bytes: 0, ..example() };
+        row.look(&mut seen, start);
+        assert_eq!((row.bar(), row.json()["bytes_per_s"].clone()), (None, Value::Null));
+        let mut row = example();
+        row.look(&mut seen, start + Duration::from_secs(1));
+        assert!(table(&[row.clone()]).ends_with("25%  pass 1  1024 KiB/s  about 2 s to the end of the pass"));
+        assert_eq!(row.json()["seconds_left"], 2);
+        let idle = Row { phase: "restored".to_owned(), ..row };
+        assert_eq!(idle.bar(), None);
     }
 
     #[test]
