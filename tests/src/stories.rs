@@ -3,12 +3,14 @@
 mod bring_up;
 mod helper;
 mod hostile;
+mod live;
 mod order;
 mod release;
 mod restore;
 mod scarce;
 mod stock;
 
+use crate::soak::Soak;
 use crate::story::Story;
 
 /// Every story that `scripts/test` tells.
@@ -26,5 +28,12 @@ pub const ALL: &[Story] = &[
     scarce::FRAGMENTED,
     hostile::DAMAGED,
     hostile::CUT,
+    live::PVH,
+    live::HVM,
+    live::NET,
+    live::FAILURES,
     restore::ONE_GIB,
 ];
+
+/// The long ones, for `scripts/soak`.
+pub const SOAKS: &[Soak] = &[live::MATRIX, live::SOAK, live::DOWNTIME, live::EIGHT];

@@ -245,7 +245,7 @@ pub fn tell_all(place: &Place, stories: &[Story]) -> Vec<(&'static str, Verdict)
         println!("story {}: {}", story.name, story.proves);
         let began = Instant::now();
         let verdict = match stage_for(&mut machine, place, (story.options)()) {
-            Ok(machine) => tell(story, &Stage { machine, place }),
+            Ok(machine) => tell(story.name, &Stage { machine, place }, story.tell),
             Err(error) => Verdict::Error(error.to_string()),
         };
         println!("  {} ({:.0} s): {verdict}", story.name, began.elapsed().as_secs_f32());
@@ -284,11 +284,24 @@ fn stage_for<'a>(
     Ok(&machine.insert(running).1)
 }
 
+/// Tells one story on a machine of its own.
+pub fn tell_alone(
+    place: &Place,
+    name: &str,
+    options: &Options,
+    story: impl FnOnce(&Stage) -> Telling,
+) -> Verdict {
+    match Machine::boot(place, options) {
+        Ok(machine) => tell(name, &Stage { machine: &machine, place }, story),
+        Err(error) => Verdict::Error(error.to_string()),
+    }
+}
+
 /// Tells one story and cleans up behind it; a story that leaves a domain behind has failed.
-fn tell(story: &Story, stage: &Stage) -> Verdict {
-    let verdict = Verdict::from((story.tell)(stage));
+fn tell(name: &str, stage: &Stage, story: impl FnOnce(&Stage) -> Telling) -> Verdict {
+    let verdict = Verdict::from(story(stage));
     if !matches!(verdict, Verdict::Success | Verdict::Skip(_)) {
-        keep_logs(story, stage);
+        keep_logs(name, stage);
     }
     match (sweep(stage), verdict) {
         (Ok(left), Verdict::Success) if !left.is_empty() => {
@@ -307,8 +320,7 @@ fn sweep(stage: &Stage) -> Telling<String> {
 }
 
 /// Hands dom0's logs to the host: `target/nest/out/NAME/`.
-fn keep_logs(story: &Story, stage: &Stage) {
-    let name = story.name;
+fn keep_logs(name: &str, stage: &Stage) {
     let collect = format!(
         "rm -rf /host/{name}; mkdir /host/{name}; xl dmesg >/var/log/xen/xl-dmesg; cp /var/log/xen/* /host/{name}/; \
          xenstore-ls -f >/host/{name}/xenstore; xl list >/host/{name}/xl-list"

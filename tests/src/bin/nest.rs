@@ -6,6 +6,7 @@ use e2e::demo;
 use e2e::error::{Doing, Error, Result};
 use e2e::machine::{self, Machine, Options};
 use e2e::place::Place;
+use e2e::soak;
 use e2e::stories;
 use e2e::story::{self, Story, Verdict};
 use std::io::Write;
@@ -43,6 +44,21 @@ enum Action {
         list: bool,
         /// The stories to tell.
         names: Vec<String>,
+    },
+    /// Goes on with a long story for many rounds, with choices drawn from a seed.
+    Soak {
+        /// Prints the soaks' names and what they prove.
+        #[arg(long)]
+        list: bool,
+        /// The soak.
+        #[arg(required_unless_present = "list")]
+        name: Option<String>,
+        /// The seed of its choices; without it a new one, which is printed.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// How many rounds; each soak has its own number.
+        #[arg(long)]
+        rounds: Option<u32>,
     },
     /// Shows the same guests fresh, restored by stock xl and restored through the stub.
     Demo,
@@ -110,6 +126,13 @@ fn act(arguments: Arguments) -> Result<ExitCode> {
             stories::ALL.iter().for_each(|story| println!("{:24} {}", story.name, story.proves));
             Ok(ExitCode::SUCCESS)
         }
+        Some(Action::Soak { list: true, .. }) => {
+            stories::SOAKS.iter().for_each(|soak| println!("{:24} {}", soak.name, soak.proves));
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Action::Soak { name, seed, rounds, .. }) => {
+            soak(&place, name.as_deref().unwrap_or_default(), seed, rounds)
+        }
         Some(Action::Demo) => demo::run(&place).map(|()| ExitCode::SUCCESS),
         Some(Action::Bench { rounds, netcat, guests }) => {
             let plan = bench::Plan { guests, nr_rounds: rounds, netcat };
@@ -117,6 +140,16 @@ fn act(arguments: Arguments) -> Result<ExitCode> {
         }
         Some(Action::Story { names, .. }) => tell(&place, &names),
     }
+}
+
+/// Soaks, and tells how it ended.
+fn soak(place: &Place, name: &str, seed: Option<u64>, rounds: Option<u32>) -> Result<ExitCode> {
+    let unknown = || Error::new(format!("looking for soak {name}"), "none of that name; see `soak --list`");
+    let soak = stories::SOAKS.iter().find(|soak| soak.name == name).ok_or_else(unknown)?;
+    let seed = seed.unwrap_or_else(soak::fresh_seed);
+    let verdict = soak::run(place, soak, seed, rounds.unwrap_or(soak.rounds));
+    println!("\n{name:24} {verdict}");
+    Ok(if verdict == Verdict::Success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Tells the named stories, or all of them, and counts how they ended.

@@ -1,0 +1,60 @@
+//! Runs in dom0, in front of `xl migrate-receive`: passes a migration's stream on, and at one place of it stops and runs
+//! a command.
+
+use clap::Parser;
+use e2e::gate::{self, Place};
+use std::io::{self, BufReader, BufWriter};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+/// Passes a migration's stream from standard input to standard output.
+#[derive(Parser)]
+struct Arguments {
+    /// Where to stop.
+    #[arg(long, requires = "run")]
+    at: Option<Place>,
+    /// What to run there; the stream goes on when it has ended, whatever its exit code.
+    #[arg(long)]
+    run: Option<String>,
+    /// How long the receiver may take to come to the same place first, in milliseconds.
+    #[arg(long, default_value_t = 700)]
+    settle_ms: u64,
+    /// Tell when each place is reached.
+    #[arg(long)]
+    tell: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let mut from = BufReader::with_capacity(1 << 16, io::stdin());
+    let mut to = BufWriter::with_capacity(1 << 16, io::stdout());
+    let reached = |place| {
+        if arguments.tell {
+            eprintln!("nest-gate: at {place:?}");
+        }
+        if arguments.at == Some(place) {
+            act(&arguments);
+        }
+    };
+    match gate::pass(&mut from, &mut to, reached) {
+        Ok(passed) => {
+            eprintln!("nest-gate: {} passes, {} records of pages", passed.nr_passes, passed.nr_records);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("nest-gate: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Waits for the receiver and runs the command, which must not see the stream.
+fn act(arguments: &Arguments) {
+    std::thread::sleep(Duration::from_millis(arguments.settle_ms));
+    let Some(script) = &arguments.run else { return };
+    let shell = Command::new("bash").args(["-c", script]).stdin(Stdio::null()).stdout(io::stderr()).status();
+    eprintln!(
+        "nest-gate: `{script}`: {}",
+        shell.map_or_else(|error| error.to_string(), |code| code.to_string())
+    );
+}

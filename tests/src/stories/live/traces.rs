@@ -1,0 +1,59 @@
+//! What a migration may leave behind in dom0 and Xen, but for the guest that it moves.
+
+use crate::story::{Stage, Telling, ensure};
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+/// Longest time for the toolstack's own daemons to clean up behind a failure, and for a stub that nobody pairs to end.
+const PATIENCE: Duration = Duration::from_secs(150);
+
+/// Domains, their directories in xenstore, their vifs, processes of xl and stubctl, event channels of dom0; a line each.
+const LOOK: &str = "\
+    xl list | awk 'NR > 1 { print \"domain\", $1, $2 }'
+    xenstore-list /local/domain | sort | sed 's/^/directory /'
+    xenstore-list /libxl | sort | sed 's/^/libxl /'
+    xenstore-ls -f /local/domain/0/backend | sed -n 's| = .*||; s|^/local/domain/0/backend/\\([a-z0-9]*/[0-9]*/[0-9]*\\)$|backend \\1|p'
+    ls /sys/class/net | sed -n '/^vif/s/^/interface /p'
+    ps -o pid,args | awk '$2 ~ /(xl|stubctl|libxl-save-helper|nest-gate)$/ { print \"process\", $0 }'
+    echo \"event channels: $(lsevtchn 0 | wc -l)\"";
+
+/// What is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Traces {
+    lines: BTreeSet<String>,
+    free_kib: u64,
+}
+
+impl Traces {
+    /// Looks now, once free memory has settled.
+    pub(super) fn take(stage: &Stage) -> Telling<Self> {
+        let free_kib = stage.settled_free_kib()?;
+        Ok(Self { lines: look(stage)?, free_kib })
+    }
+
+    /// Waits until memory is as free as it was: for a guest that has moved, whose domain is another one now.
+    pub(super) fn expect_as_much_memory(&self, stage: &Stage) -> Telling {
+        stage.expect_free(self.free_kib)
+    }
+
+    /// Waits until all is as it was.
+    pub(super) fn expect_same(&self, stage: &Stage) -> Telling {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let now = look(stage)?;
+            if now == self.lines {
+                return stage.expect_free(self.free_kib);
+            }
+            ensure(Instant::now() < deadline, || {
+                let more: Vec<_> = now.difference(&self.lines).cloned().collect();
+                let less: Vec<_> = self.lines.difference(&now).cloned().collect();
+                format!("left behind: {more:?}; gone: {less:?}")
+            })?;
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+}
+
+fn look(stage: &Stage) -> Telling<BTreeSet<String>> {
+    Ok(stage.sh(LOOK)?.lines().map(str::to_owned).collect())
+}
