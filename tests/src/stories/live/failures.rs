@@ -13,7 +13,7 @@ pub(in crate::stories) const FAILURES: Story = Story {
     proves: "a live migration that breaks (stub crashed or hanging, relay or receiver killed) leaves the source running \
              and nothing else, says what happened, and then succeeds",
     options: Options::default,
-    tell: |stage| tell(stage, &CASES[..NR_SHORT]),
+    tell: |stage| tell(stage, &CASES[..NR_SHORT], TRANSPORTS),
 };
 
 /// All of them.
@@ -23,7 +23,7 @@ pub(in crate::stories) const MATRIX: Soak = Soak {
              nothing else, says what happened, and then succeeds",
     options: Options::default,
     rounds: 1,
-    tell: |stage, _, rounds| (0..rounds).try_for_each(|_| tell(stage, CASES)),
+    tell: |stage, _, rounds| (0..rounds).try_for_each(|_| tell(stage, CASES, TRANSPORTS)),
 };
 
 /// Back and forth, with failures in between.
@@ -39,8 +39,11 @@ pub(in crate::stories) const SOAK: Soak = Soak {
 const GUEST: &str = "pvh-128";
 const CONF: &str = "/etc/xen/stubdom/pvh-128.conf";
 
+/// What carries the stream from stubctl to the stub.
+const TRANSPORTS: &[&str] = &["tcp", "ring"];
+
 /// How many of the cases, from the first, the short story tells.
-const NR_SHORT: usize = 4;
+const NR_SHORT: usize = 3;
 
 /// Something that breaks.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +57,8 @@ pub(super) struct Case {
     pub(super) told: &'static str,
     /// What undoes the deed.
     pub(super) undo: &'static str,
+    /// The one transport of which it can be told, if it is one.
+    pub(super) only: Option<&'static str>,
     pub(super) end: End,
 }
 
@@ -71,7 +76,11 @@ const HOG: &str = "m=$(($(xl info free_memory) * 63 / 64 - 8)); \
      xl create -p -q /etc/xen/stubdom/guests/pvh-128.cfg 'name=\"hog\"' memory=$m maxmem=$m";
 
 const fn stays(name: &'static str, at: &'static str, deed: &'static str, told: &'static str) -> Case {
-    Case { name, at, deed, told, undo: "", end: End::Stays }
+    Case { name, at, deed, told, undo: "", only: None, end: End::Stays }
+}
+
+const fn stays_by_tcp(name: &'static str, deed: &'static str, told: &'static str) -> Case {
+    Case { name, at: "memory", deed, told, undo: "", only: Some("tcp"), end: End::Stays }
 }
 
 pub(super) const CASES: &[Case] = &[
@@ -106,12 +115,12 @@ pub(super) const CASES: &[Case] = &[
         deed: "kill -9 $receiver $helper",
         told: "Migration failed",
         undo: "sleep 2; xl destroy pvh-128--incoming",
+        only: None,
         end: End::Stays,
     },
-    stays("connection cut in memory", "memory", "ss -K dport = 8002", "the stub closed the stream at"),
-    stays(
+    stays_by_tcp("connection cut in memory", "ss -K dport = 8002", "the stub closed the stream at"),
+    stays_by_tcp(
         "vif unplugged in memory",
-        "memory",
         "xl network-detach $stub 0",
         "the stub did not answer within 3 s",
     ),
@@ -122,6 +131,7 @@ pub(super) const CASES: &[Case] = &[
                xl network-attach $stub bridge=xenstub0 mac=$mac; sleep 1",
         told: "Migration successful",
         undo: "",
+        only: Some("tcp"),
         end: End::Moves,
     },
     Case {
@@ -130,6 +140,7 @@ pub(super) const CASES: &[Case] = &[
         deed: HOG,
         told: "memory",
         undo: "xl destroy hog",
+        only: None,
         end: End::Stays,
     },
     Case {
@@ -139,6 +150,7 @@ pub(super) const CASES: &[Case] = &[
                dd if=/dev/zero of=/var/lib/xen-stubdom/full bs=4k count=1 2>/dev/null",
         told: "cannot write the report",
         undo: "umount /var/lib/xen-stubdom",
+        only: None,
         end: End::Moves,
     },
 ];
@@ -149,31 +161,48 @@ const SETTLED_DESTROY: &str = "until stub=$(xenstore-read /local/domain/$target/
      xl destroy $stub";
 
 /// Breaks each; goes on after a case that does not end as it should, so that one run tells of all.
-fn tell(stage: &Stage, cases: &[Case]) -> Telling {
+fn tell(stage: &Stage, cases: &[Case], transports: &[&str]) -> Telling {
     let mut wrong = Vec::new();
     let mut traces = begin(stage)?;
-    for case in cases {
-        if let Err(stop) = break_one(stage, case, &mut traces) {
-            wrong.push(case.name);
-            stage.say(Verdict::from(Err(stop)));
-            stage.sh("xl list | awk 'NR > 1 && $2 != 0 { print $2 }' | xargs -r -n 1 xl destroy")?;
-            stage.expect_alone()?;
-            traces = begin(stage)?;
+    for transport in transports {
+        configure(stage, transport)?;
+        for case in cases.iter().filter(|case| case.only.is_none_or(|only| only == *transport)) {
+            if let Err(stop) = break_one(stage, case, &mut traces) {
+                wrong.push(format!("{} ({transport})", case.name));
+                stage.say(Verdict::from(Err(stop)));
+                traces = begin_anew(stage, transport)?;
+            }
         }
+        succeeds(stage)?;
+        traces = Traces::take(stage)?;
     }
-    succeeds(stage)?;
     end(stage)?;
-    ensure(wrong.is_empty(), || format!("{} of {}: {}", wrong.len(), cases.len(), wrong.join(", ")))
+    ensure(wrong.is_empty(), || format!("{} went wrong: {}", wrong.len(), wrong.join(", ")))
 }
 
-/// The guest moves as often as `rounds` says; before each move, three times in four, something breaks.
+/// Clears away what a case that ended wrong has left.
+fn begin_anew(stage: &Stage, transport: &str) -> Telling<Traces> {
+    stage.sh("xl list | awk 'NR > 1 && $2 != 0 { print $2 }' | xargs -r -n 1 xl destroy")?;
+    stage.expect_alone()?;
+    let traces = begin(stage)?;
+    configure(stage, transport)?;
+    Ok(traces)
+}
+
+/// The guest's configuration: a stub that hangs is to be given up soon.
+fn configure(stage: &Stage, transport: &str) -> Telling {
+    stage.sh(&format!("printf 'stall_timeout_s = 3\\ntransport = {transport}\\n' >{CONF}")).map(drop)
+}
+
+/// The guest moves as often as `rounds` says; before each move something breaks, unless it cannot on this transport.
 fn soak(stage: &Stage, chance: &mut Chance, rounds: u32) -> Telling {
     let mut traces = begin(stage)?;
     for round in 1..=rounds {
         stage.say(format!("round {round} of {rounds}"));
-        if chance.below(4) > 0
-            && let Some(case) = chance.pick(CASES)
-        {
+        let transport = TRANSPORTS[chance.below(TRANSPORTS.len())];
+        configure(stage, transport)?;
+        let case = chance.pick(CASES).filter(|case| case.only.is_none_or(|only| only == transport));
+        if let Some(case) = case {
             break_one(stage, case, &mut traces)?;
         }
         stage.ask(GUEST, &format!("rate {}", [0, 64, 256, 1024, 4096][chance.below(5)]))?;
@@ -186,7 +215,7 @@ fn soak(stage: &Stage, chance: &mut Chance, rounds: u32) -> Telling {
 
 /// A guest that has moved once: what Xen and dom0 allocate once for a first migration is not to count.
 fn begin(stage: &Stage) -> Telling<Traces> {
-    stage.sh(&format!("printf 'stall_timeout_s = 3\\n' >{CONF}"))?;
+    configure(stage, TRANSPORTS[0])?;
     stage.create(GUEST)?;
     succeeds(stage)?;
     Traces::take(stage)
