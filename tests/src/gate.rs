@@ -3,7 +3,7 @@
 //! **Takes** what `xl migrate` sends, in order and once. **Gives** the same bytes, and a call at each place when all
 //! before it has gone out. **Never** changes a byte: what a story breaks, it breaks around the stream.
 
-use crate::savefile::{PAGE_BYTES, RECORD_HEADER_BYTES, kind};
+use crate::savefile::{PAGE_BYTES, kind};
 use std::io::{self, BufRead, Error, Read, Write};
 
 /// xl's header without its optional data; the length of these is its last word.
@@ -118,7 +118,7 @@ impl<R: BufRead, W: Write, F: FnMut(Place)> Gate<'_, R, W, F> {
         let mut passes = Passes::default();
         self.copy(LIBXC_HEADERS_BYTES)?;
         loop {
-            let header: [u8; RECORD_HEADER_BYTES as usize] = self.take()?;
+            let header: [u8; 8] = self.take()?;
             let (kind, len) = (word(&header, 0), word(&header, 4));
             match kind {
                 kind::PAGE_DATA => self.pages(header, &mut passes)?,
@@ -234,7 +234,7 @@ mod tests {
     /// One page with its bytes.
     fn page(pfn: u64) -> Vec<u8> {
         let mut body: Vec<u8> = [1, pfn].iter().flat_map(|word: &u64| word.to_le_bytes()).collect();
-        body.extend([pfn as u8; 4096]);
+        body.extend([7; 4096]);
         record(kind::PAGE_DATA, &body)
     }
 
