@@ -25,7 +25,7 @@ const LIMIT: Duration = Duration::from_secs(260);
 
 /// Ends of the phases: a name, and what the line says that is printed then.
 const ENDS: [(&str, &str); 7] = [
-    ("", "suspend request"),
+    ("", "suspend request via"),
     ("suspend", "guest has suspended"),
     ("last pass", "nest-gate: at State"),
     ("state sent", "nest-gate: at After"),

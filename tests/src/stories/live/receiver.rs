@@ -30,9 +30,9 @@ impl Receiver {
         stage.sh(&format!(
             "cat >{DEED} <<'END'\n\
              guest={guest}\n\
-             target=$(xl domid $guest--incoming)\n\
+             until target=$(xl domid $guest--incoming 2>/dev/null); do sleep 0.2; done\n\
+             for i in $(seq 50); do helper=$(pidof stubctl) && break; sleep 0.1; done\n\
              stub=$(xenstore-read /local/domain/$target/stubdom 2>/dev/null)\n\
-             helper=$(pidof stubctl)\n\
              receiver=$(awk '/^PPid/ {{ print $2 }}' /proc/$helper/status)\n\
              {deed}\n\
              END"
@@ -47,9 +47,12 @@ impl Receiver {
         Ok(Self)
     }
 
-    /// What migrates a guest to it; `verbose` is for the sender.
+    /// What migrates a guest to it and ends when both ends have; `verbose` is for the sender.
     pub(super) fn command(guest: &str, verbose: &str) -> String {
-        format!("timeout 240 xl {verbose} migrate -s '' {guest} {SCRIPT} 2>&1")
+        format!(
+            "timeout 240 xl {verbose} migrate -s '' {guest} {SCRIPT} 2>&1; code=$?
+             while pidof nest-gate stubctl >/dev/null; do sleep 0.2; done; exit $code"
+        )
     }
 
     /// Migrates a guest to it, whatever comes of it.
