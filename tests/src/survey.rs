@@ -12,8 +12,8 @@ pub struct Survey {
     pub kinds: Vec<RegionKind>,
     /// How many aligned 1 GiB regions are one run of machine memory.
     pub nr_contiguous_1g: u64,
-    /// How many guest frames have memory.
-    pub nr_frames: u64,
+    /// How many pages the guest owns.
+    pub nr_owned: u64,
 }
 
 impl Survey {
@@ -38,7 +38,7 @@ impl Survey {
         let text = value.get("map").and_then(Value::as_str).unwrap_or_default();
         let kinds: Option<Vec<RegionKind>> = text.chars().map(kind_of).collect();
         let kinds = kinds.ok_or_else(|| Error::new("reading stubctl's map", format!("map {text:?}")))?;
-        Ok(Self { kinds, nr_contiguous_1g: number("superpages_1g")?, nr_frames: number("frames")? })
+        Ok(Self { kinds, nr_contiguous_1g: number("superpages_1g")?, nr_owned: number("owned")? })
     }
 
     /// How many regions are of a kind.
@@ -68,9 +68,9 @@ mod tests {
 
     #[test]
     fn a_map_is_read_letter_by_letter() {
-        let survey = Survey::parse(r#"{"map":"SSsp..","superpages_1g":0,"frames":1537}"#).unwrap();
-        assert_eq!((survey.count(RegionKind::Superpage), survey.nr_whole(), survey.nr_frames), (2, 3, 1537));
-        assert!(Survey::parse(r#"{"map":"S?","superpages_1g":0,"frames":1}"#).is_err());
-        assert!(Survey::parse(r#"{"map":"S","frames":1}"#).is_err());
+        let survey = Survey::parse(r#"{"map":"SSsp..","superpages_1g":0,"owned":1537}"#).unwrap();
+        assert_eq!((survey.count(RegionKind::Superpage), survey.nr_whole(), survey.nr_owned), (2, 3, 1537));
+        assert!(Survey::parse(r#"{"map":"S?","superpages_1g":0,"owned":1}"#).is_err());
+        assert!(Survey::parse(r#"{"map":"S","owned":1}"#).is_err());
     }
 }

@@ -20,7 +20,10 @@ struct Survey {
     /// One for each 2 MiB region, from gfn 0.
     regions: Vec<RegionKind>,
     nr_contiguous_1g: u64,
+    /// Gfns with a frame: also those of Xen's own pages that the guest has mapped (`shared_info`, grant tables).
     nr_frames: u64,
+    /// Pages that the guest owns, by Xen's count.
+    nr_owned: u64,
 }
 
 /// A piece that does not belong where it came.
@@ -34,13 +37,14 @@ struct Misplaced {
 pub(crate) fn run(host: &Host, arguments: &MapArguments) -> Result<(), Error> {
     let guest = Guest::find(host, &arguments.guest)?;
     let conf = guest.conf()?;
-    let survey = match pair::find(host, guest.domid)? {
+    let mut survey = match pair::find(host, guest.domid)? {
         Some(stub) => {
             let (channel, known) = ControlChannel::open(host, stub, conf.stall_timeout)?;
             ask(host, &conf, &guest, channel, known)?
         }
         None => with_new_stub(host, &conf, &guest, arguments.keep)?,
     };
+    survey.nr_owned = host.xen.domain_info(guest.domid)?.map_or(0, |info| info.tot_pages);
     if arguments.json {
         println!("{}", survey.json(&guest));
     } else {
@@ -128,13 +132,14 @@ impl Survey {
             "partial_2m": self.count(RegionKind::Partial),
             "superpages_1g": self.nr_contiguous_1g,
             "frames": self.nr_frames,
+            "owned": self.nr_owned,
             "map": map,
         })
     }
 
     fn text(&self, guest: &Guest) -> String {
         format!(
-            "{} ({}): {} of {} regions of 2 MiB contiguous ({} in small pages, {} partial), {} of 1 GiB, {} frames",
+            "{} ({}): {} of {} regions of 2 MiB contiguous ({} in small pages, {} partial), {} of 1 GiB; {} pages owned",
             guest.name,
             guest.domid,
             self.count(RegionKind::Superpage),
@@ -142,7 +147,7 @@ impl Survey {
             self.count(RegionKind::Small),
             self.count(RegionKind::Partial),
             self.nr_contiguous_1g,
-            self.nr_frames
+            self.nr_owned
         )
     }
 }

@@ -99,7 +99,7 @@ mod tests {
     fn rows_of_holes_are_left_out_and_every_other_region_has_its_cell() {
         let mut kinds = vec![RegionKind::Superpage; 40];
         kinds.resize(2048, RegionKind::Hole);
-        let survey = Survey { kinds, nr_contiguous_1g: 0, nr_frames: 0 };
+        let survey = Survey { kinds, nr_contiguous_1g: 0, nr_owned: 0 };
         let drawing = draw("g", &[("fresh", &survey)]);
         assert_eq!(drawing.matches("#2e8b57").count(), 40 + 1);
         assert_eq!(drawing.matches("stroke-width").count(), 2 * COLUMNS + 4);

@@ -80,14 +80,14 @@ pub(super) fn restore_paused(stage: &Stage, guest: &str, file: &str) -> Telling 
     Ok(())
 }
 
-/// At least as many superpages as before, less two, and as many frames.
+/// At least as many superpages as before, less two, and as many pages.
 pub(super) fn expect_superpages(stage: &Stage, fresh: &Survey, now: &Survey) -> Telling {
     let superpages = |survey: &Survey| survey.count(RegionKind::Superpage);
     let (had, has) = (superpages(fresh), superpages(now));
-    stage.say(format!("{has} superpages, {had} when fresh; {} frames", now.nr_frames));
+    stage.say(format!("{has} superpages, {had} when fresh; {} pages owned", now.nr_owned));
     ensure(has + MAX_LOST >= had, || format!("{had} superpages when fresh, {has} after the restore"))?;
-    let (had, has) = (fresh.nr_frames, now.nr_frames);
-    ensure(had == has, || format!("{had} frames when fresh, {has} after the restore"))
+    let (had, has) = (fresh.nr_owned, now.nr_owned);
+    ensure(had == has, || format!("{had} pages owned when fresh, {has} after the restore"))
 }
 
 /// Writes on, is saved and restored by stock xl, and shuts down when asked.

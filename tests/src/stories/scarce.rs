@@ -38,10 +38,10 @@ fn fragmented(stage: &Stage) -> Telling {
     restore_paused(stage, guest, file)?;
     let now = Survey::take(stage, guest)?;
     let (had, has) = (fresh.count(RegionKind::Superpage), now.count(RegionKind::Superpage));
-    stage.say(format!("{has} superpages, {had} when fresh; {} frames", now.nr_frames));
+    stage.say(format!("{has} superpages, {had} when fresh; {} pages owned", now.nr_owned));
     ensure(has < had / 2, || format!("memory was not fragmented: {has} superpages of {had}"))?;
-    let (had, has) = (fresh.nr_frames, now.nr_frames);
-    ensure(had == has, || format!("{had} frames when fresh, {has} after the restore"))?;
+    let (had, has) = (fresh.nr_owned, now.nr_owned);
+    ensure(had == has, || format!("{had} pages owned when fresh, {has} after the restore"))?;
     stage.sh(&format!("xl unpause {guest}"))?;
     stage.ask(guest, "verify")?;
     stage.sh(&format!("xl destroy {guest} && xl destroy hog"))?;
