@@ -18,6 +18,7 @@ extern crate alloc;
 
 pub mod engine;
 pub mod exchange;
+pub mod exchange_pv;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod plan;

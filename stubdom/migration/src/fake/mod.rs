@@ -11,6 +11,7 @@ mod dom0;
 mod exchange;
 mod host;
 mod ledger;
+pub mod pv;
 
 use crate::xen::{Access, Errno, PageType, WINDOW_FRAMES, Xen};
 use alloc::collections::{BTreeMap, BTreeSet};
