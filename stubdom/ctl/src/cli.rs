@@ -39,6 +39,9 @@ pub(crate) enum Command {
     },
     /// Survey a guest's memory: which 2 MiB regions are one run of machine memory
     Map(MapArguments),
+    /// Exchange frames of a PV guest
+    #[command(hide = true)]
+    PvExchange(PvExchangeArguments),
 }
 
 /// How to list.
@@ -63,4 +66,21 @@ pub(crate) struct MapArguments {
     /// Keep the stub when there was none before
     #[arg(long)]
     pub(crate) keep: bool,
+}
+
+/// Which frames of a PV guest.
+#[derive(Args, Debug)]
+pub(crate) struct PvExchangeArguments {
+    /// Number of the guest
+    pub(crate) domid: u16,
+    /// Machine frame numbers, hexadecimal
+    #[arg(required = true, value_parser = hexadecimal)]
+    pub(crate) mfns: Vec<u64>,
+    /// One line of JSON for each frame
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn hexadecimal(text: &str) -> Result<u64, std::num::ParseIntError> {
+    u64::from_str_radix(text.trim_start_matches("0x"), 16)
 }

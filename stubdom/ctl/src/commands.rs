@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::host::{Host, home};
 use crate::interrupt::Interrupt;
 use crate::pair::{self, PairError, Stub};
-use crate::{status, survey};
+use crate::{pv_command, status, survey};
 use clap::Parser;
 use control::ToStub;
 use std::path::Path;
@@ -41,6 +41,7 @@ fn run(command: &Command) -> Result<(), Error> {
         Command::Attach { guest } => attach(&host, guest),
         Command::Detach { guest } => detach(&host, guest),
         Command::Map(arguments) => survey::run(&host, arguments),
+        Command::PvExchange(arguments) => pv_command::run(&host, arguments),
     }
 }
 

@@ -9,6 +9,7 @@ use crate::interrupt::Stop;
 use crate::net::NetError;
 use crate::packaged::PackagedError;
 use crate::pair::PairError;
+use crate::pv_suspend::SuspendError;
 use crate::relay::RelayError;
 use crate::xl_lock::HeldByParent;
 use std::fmt;
@@ -63,6 +64,10 @@ errors! {
     Lock(HeldByParent),
     /// Making a stub.
     Pair(PairError),
+    /// Suspending a PV guest.
+    Suspend(SuspendError),
+    /// Surveying a PV guest's memory.
+    PvExchange(migration::exchange_pv::Error),
     /// Talking to a stub.
     Control(ControlError),
     /// The stream.
@@ -104,6 +109,8 @@ impl Error {
             Self::Xen(_) | Self::Store(_) | Self::Net(_) | Self::Packaged(_) | Self::Io(_) => 1,
             Self::Control(ControlError::Xen(_) | ControlError::Store(_)) => 1,
             Self::Usage(_) => 2,
+            Self::Suspend(_) => 1,
+            Self::PvExchange(_) => 1,
             Self::Pair(PairError::NoGuest(_) | PairError::NoStub(_) | PairError::NotHvm(_)) => 2,
             Self::Conf(_) | Self::Pair(PairError::NoConfig(_)) => 3,
             Self::Control(ControlError::Stop(_)) | Self::Stop(_) => 7,
@@ -122,7 +129,9 @@ impl Error {
             Self::Lock(_) => libc::EDEADLK,
             Self::Control(ControlError::Silent { .. }) => libc::ETIMEDOUT,
             Self::Control(ControlError::Stop(_)) | Self::Stop(_) => libc::EINTR,
-            Self::Conf(_) | Self::Usage(_) | Self::Pair(_) => libc::EINVAL,
+            Self::Conf(_) | Self::Usage(_) | Self::Pair(_) | Self::Suspend(_) | Self::PvExchange(_) => {
+                libc::EINVAL
+            }
             Self::Control(_) | Self::Blob(_) => libc::EPROTO,
             Self::Relay(_) | Self::Net(_) | Self::Packaged(_) | Self::Io(_) => libc::EIO,
         }

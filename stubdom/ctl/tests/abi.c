@@ -5,6 +5,9 @@
 #include <xenguest.h>
 #include <xenstore.h>
 #include <libxenvchan.h>
+#include <xencall.h>
+#include <xenevtchn.h>
+#include <xenforeignmemory.h>
 
 xc_interface *xc_interface_open(xentoollog_logger *, xentoollog_logger *, unsigned int);
 int xc_interface_close(xc_interface *);
@@ -17,6 +20,39 @@ int xc_domain_maximum_gpfn(xc_interface *, uint32_t, unsigned long *);
 int xc_set_domain_cpu_policy(xc_interface *, uint32_t, uint32_t, xen_cpuid_leaf_t *, uint32_t, xen_msr_entry_t *,
                              uint32_t *, uint32_t *, uint32_t *);
 
+int xc_domain_pause(xc_interface *, uint32_t);
+int xc_mark_page_offline(xc_interface *, unsigned long, unsigned long, uint32_t *);
+int xc_query_page_offline_status(xc_interface *, unsigned long, unsigned long, uint32_t *);
+int xc_domain_resume(xc_interface *, uint32_t, int);
+int xc_domain_subscribe_for_suspend(xc_interface *, uint32_t, evtchn_port_t);
+int xc_evtchn_alloc_unbound(xc_interface *, uint32_t, uint32_t);
+int xc_vcpu_getcontext(xc_interface *, uint32_t, uint32_t, vcpu_guest_context_any_t *);
+int xc_domain_memory_exchange_pages(xc_interface *, uint32_t, unsigned long, unsigned int, xen_pfn_t *,
+                                    unsigned long, unsigned int, xen_pfn_t *);
+int xc_mmuext_op(xc_interface *, struct mmuext_op *, unsigned int, uint32_t);
+int xc_gnttab_get_version(xc_interface *, uint32_t);
+grant_entry_v1_t *xc_gnttab_map_table_v1(xc_interface *, uint32_t, int *);
+grant_entry_v2_t *xc_gnttab_map_table_v2(xc_interface *, uint32_t, int *);
+
+xencall_handle *xencall_open(struct xentoollog_logger *, unsigned);
+int xencall_close(xencall_handle *);
+int xencall1(xencall_handle *, unsigned int, uint64_t);
+int xencall4(xencall_handle *, unsigned int, uint64_t, uint64_t, uint64_t, uint64_t);
+void *xencall_alloc_buffer(xencall_handle *, size_t);
+void xencall_free_buffer(xencall_handle *, void *);
+
+xenforeignmemory_handle *xenforeignmemory_open(struct xentoollog_logger *, unsigned);
+int xenforeignmemory_close(xenforeignmemory_handle *);
+void *xenforeignmemory_map(xenforeignmemory_handle *, uint32_t, int, size_t, const xen_pfn_t[], int[]);
+int xenforeignmemory_unmap(xenforeignmemory_handle *, void *, size_t);
+
+xenevtchn_handle *xenevtchn_open(struct xentoollog_logger *, unsigned int);
+int xenevtchn_close(xenevtchn_handle *);
+int xenevtchn_fd(xenevtchn_handle *);
+xenevtchn_port_or_error_t xenevtchn_bind_interdomain(xenevtchn_handle *, uint32_t, evtchn_port_t);
+xenevtchn_port_or_error_t xenevtchn_pending(xenevtchn_handle *);
+int xenevtchn_unmask(xenevtchn_handle *, evtchn_port_t);
+
 struct xs_handle *xs_open(unsigned long);
 void xs_close(struct xs_handle *);
 char **xs_directory(struct xs_handle *, uint32_t, const char *, unsigned int *);
@@ -28,6 +64,7 @@ bool xs_watch(struct xs_handle *, const char *, const char *);
 bool xs_unwatch(struct xs_handle *, const char *, const char *);
 char **xs_check_watch(struct xs_handle *);
 int xs_fileno(struct xs_handle *);
+bool xs_resume_domain(struct xs_handle *, unsigned int);
 
 struct libxenvchan *libxenvchan_client_init(struct xentoollog_logger *, int, const char *);
 void libxenvchan_close(struct libxenvchan *);
@@ -45,10 +82,12 @@ CHECK(sizeof(xen_domctl_getdomaininfo_t) == 112);
 CHECK(offsetof(xen_domctl_getdomaininfo_t, flags) == 4);
 CHECK(offsetof(xen_domctl_getdomaininfo_t, tot_pages) == 8);
 CHECK(offsetof(xen_domctl_getdomaininfo_t, max_pages) == 16);
+CHECK(offsetof(xen_domctl_getdomaininfo_t, shared_info_frame) == 48);
+CHECK(offsetof(xen_domctl_getdomaininfo_t, max_vcpu_id) == 68);
 CHECK(offsetof(xen_domctl_getdomaininfo_t, handle) == 76);
 CHECK(offsetof(xen_domctl_getdomaininfo_t, arch_config) == 104);
 CHECK(XEN_DOMINF_dying == 1 && XEN_DOMINF_hvm_guest == 2 && XEN_DOMINF_shutdown == 4 && XEN_DOMINF_paused == 8);
-CHECK(XEN_DOMINF_shutdownmask == 255 && XEN_DOMINF_shutdownshift == 16 && SHUTDOWN_crash == 3);
+CHECK(XEN_DOMINF_shutdownmask == 255 && XEN_DOMINF_shutdownshift == 16 && SHUTDOWN_crash == 3 && SHUTDOWN_suspend == 2);
 CHECK(sizeof(xen_cpuid_leaf_t) == 24);
 CHECK(sizeof(xen_msr_entry_t) == 16);
 CHECK(sizeof(struct xs_permissions) == 8 && offsetof(struct xs_permissions, perms) == 4);
@@ -63,3 +102,20 @@ CHECK(offsetof(struct libxenvchan, read) == 32 && offsetof(struct libxenvchan, w
 CHECK(offsetof(struct vchan_interface, left.prod) == 4 && offsetof(struct vchan_interface, cli_live) == 20);
 CHECK(offsetof(struct vchan_interface, cli_notify) == 22 && offsetof(struct vchan_interface, srv_notify) == 23);
 CHECK(VCHAN_NOTIFY_WRITE == 1 && VCHAN_NOTIFY_READ == 2 && sizeof(evtchn_port_t) == 4);
+CHECK(sizeof(vcpu_guest_context_any_t) == 5168 && offsetof(vcpu_guest_context_t, user_regs.rdx) == 616);
+CHECK(offsetof(vcpu_guest_context_t, gdt_frames) == 4832 && offsetof(vcpu_guest_context_t, gdt_ents) == 4960);
+CHECK(offsetof(vcpu_guest_context_t, ctrlreg) == 4984);
+CHECK(offsetof(shared_info_t, arch.max_pfn) == 3088);
+CHECK(offsetof(shared_info_t, arch.pfn_to_mfn_frame_list_list) == 3096);
+CHECK(offsetof(shared_info_t, arch.p2m_cr3) == 3112 && offsetof(shared_info_t, arch.p2m_vaddr) == 3120);
+CHECK(sizeof(struct xen_domctl) == 144 && XEN_DOMCTL_INTERFACE_VERSION == 0x15);
+CHECK(XEN_DOMCTL_getpageframeinfo3 == 61 && offsetof(struct xen_domctl, u.getpageframeinfo3.num) == 16);
+CHECK(offsetof(struct xen_domctl, u.getpageframeinfo3.array) == 24);
+CHECK(XEN_DOMCTL_PFINFO_LTAB_SHIFT == 28 && XEN_DOMCTL_PFINFO_LPINTAB == 1U << 31);
+CHECK(XEN_DOMCTL_PFINFO_L1TAB == 1U << 28 && XEN_DOMCTL_PFINFO_L4TAB == 4U << 28);
+CHECK(XEN_DOMCTL_PFINFO_BROKEN == 0xdU << 28);
+CHECK(sizeof(struct mmuext_op) == 24 && offsetof(struct mmuext_op, arg1.mfn) == 8);
+CHECK(MMUEXT_PIN_L1_TABLE == 0 && MMUEXT_PIN_L4_TABLE == 3 && MMUEXT_UNPIN_TABLE == 4);
+CHECK(sizeof(mmu_update_t) == 16 && MMU_NORMAL_PT_UPDATE == 0);
+CHECK(__HYPERVISOR_mmu_update == 1 && __HYPERVISOR_domctl == 36);
+CHECK(sizeof(grant_entry_v1_t) == 8 && sizeof(grant_entry_v2_t) == 16);

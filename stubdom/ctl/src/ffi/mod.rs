@@ -1,9 +1,12 @@
 //! What std does not offer: Xen's own libraries and a few system calls, each behind a safe door.
 //!
-//! **Takes** Rust values. **Gives** Rust values, errno in every error. **Never** lets a raw pointer out. These four
+//! **Takes** Rust values. **Gives** Rust values, errno in every error. **Never** lets a raw pointer out. These
 //! modules are the only ones of stubctl with `unsafe`; the hand-written declarations are compared with the C headers
 //! by `tests/abi.rs`.
 
+pub(crate) mod event;
+pub(crate) mod foreign;
+pub(crate) mod pv;
 pub(crate) mod sys;
 pub(crate) mod vchan;
 pub(crate) mod xenctrl;

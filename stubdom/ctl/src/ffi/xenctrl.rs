@@ -7,7 +7,7 @@
 use std::ffi::{c_int, c_uint, c_void};
 use std::fmt;
 use std::ptr::{self, NonNull};
-use xen_front::types::{Domid, Gfn};
+use xen_front::types::{Domid, Gfn, Mfn};
 
 /// `xen_domctl_getdomaininfo_t` (`xen/domctl.h`, interface version 0x15).
 #[repr(C)]
@@ -39,6 +39,7 @@ const XEN_DOMINF_SHUTDOWN: u32 = 1 << 2;
 const XEN_DOMINF_PAUSED: u32 = 1 << 3;
 const XEN_DOMINF_SHUTDOWNMASK: u32 = 255;
 const XEN_DOMINF_SHUTDOWNSHIFT: u32 = 16;
+const SHUTDOWN_SUSPEND: u32 = 2;
 const SHUTDOWN_CRASH: u32 = 3;
 
 /// Size of `xen_cpuid_leaf_t` in bytes.
@@ -47,7 +48,7 @@ pub(crate) const CPUID_LEAF_BYTES: usize = 24;
 pub(crate) const MSR_ENTRY_BYTES: usize = 16;
 
 #[repr(C)]
-struct XcInterface {
+pub(super) struct XcInterface {
     _opaque: [u8; 0],
 }
 
@@ -150,12 +151,18 @@ pub(crate) struct DomainInfo {
     pub(crate) shutdown: bool,
     /// Has shut down by crashing.
     pub(crate) crashed: bool,
+    /// Has suspended itself, as it was asked to.
+    pub(crate) suspended: bool,
     /// Paused by the toolstack.
     pub(crate) paused: bool,
     /// 4 KiB pages it owns.
     pub(crate) tot_pages: u64,
     /// The most 4 KiB pages it may own.
     pub(crate) max_pages: u64,
+    /// Where a PV guest has its `shared_info`; of an HVM or PVH guest the number is a gfn.
+    pub(crate) shared_info: Mfn,
+    /// Highest number of a vCPU.
+    pub(crate) max_vcpu: u32,
 }
 
 /// An open interface to the hypervisor.
@@ -174,6 +181,11 @@ impl Xenctrl {
             domid: None,
             errno: super::last_errno(),
         })
+    }
+
+    /// The handle for the calls of the other modules of this room; it is open as long as `self` lives.
+    pub(super) fn raw(&self) -> *mut XcInterface {
+        self.0.as_ptr()
     }
 
     /// Looks a domain up; `None` when there is no domain of that number.
@@ -284,14 +296,17 @@ impl From<GetDomainInfo> for DomainInfo {
             dying: info.flags & XEN_DOMINF_DYING != 0,
             shutdown,
             crashed: shutdown && reason == SHUTDOWN_CRASH,
+            suspended: shutdown && reason == SHUTDOWN_SUSPEND,
             paused: info.flags & XEN_DOMINF_PAUSED != 0,
             tot_pages: info.tot_pages,
             max_pages: info.max_pages,
+            shared_info: Mfn::new(info.shared_info_frame),
+            max_vcpu: info.max_vcpu_id,
         }
     }
 }
 
-fn done(rc: c_int, call: &'static str, domid: Domid) -> Result<(), XenError> {
+pub(super) fn done(rc: c_int, call: &'static str, domid: Domid) -> Result<(), XenError> {
     if rc < 0 { Err(XenError { call, domid: Some(domid), errno: super::last_errno() }) } else { Ok(()) }
 }
 
@@ -307,6 +322,8 @@ mod tests {
         assert_eq!(offset_of!(GetDomainInfo, flags), 4);
         assert_eq!(offset_of!(GetDomainInfo, tot_pages), 8);
         assert_eq!(offset_of!(GetDomainInfo, max_pages), 16);
+        assert_eq!(offset_of!(GetDomainInfo, shared_info_frame), 48);
+        assert_eq!(offset_of!(GetDomainInfo, max_vcpu_id), 68);
         assert_eq!(offset_of!(GetDomainInfo, handle), 76);
         assert_eq!(offset_of!(GetDomainInfo, arch_config), 104);
     }

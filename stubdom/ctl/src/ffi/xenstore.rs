@@ -46,6 +46,7 @@ unsafe extern "C" {
     fn xs_unwatch(h: *mut XsHandle, path: *const c_char, token: *const c_char) -> bool;
     fn xs_check_watch(h: *mut XsHandle) -> *mut *mut c_char;
     fn xs_fileno(h: *mut XsHandle) -> c_int;
+    fn xs_resume_domain(h: *mut XsHandle, domid: c_uint) -> bool;
 }
 
 /// A xenstore operation that failed.
@@ -153,6 +154,13 @@ impl Store {
         // SAFETY: the array and its texts are one malloc block; nothing borrows from it any more.
         unsafe { libc::free(list.as_ptr().cast()) };
         Ok(names)
+    }
+
+    /// Tells xenstored that a domain that had suspended runs again.
+    pub(crate) fn resumed(&self, domid: Domid) -> Result<(), StoreError> {
+        // SAFETY: the handle is open; the call takes a number only.
+        let ok = unsafe { xs_resume_domain(self.0.as_ptr(), domid.raw().into()) };
+        succeeded(ok, "tell of the resumption of", &domid.to_string())
     }
 
     /// Watches a node; the first event fires at once.
