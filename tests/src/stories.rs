@@ -1,6 +1,7 @@
 //! The stories, in the order in which they are told.
 
 mod bring_up;
+mod exchange_pv;
 mod helper;
 mod hostile;
 mod live;
@@ -26,6 +27,7 @@ pub const ALL: &[Story] = &[
     release::TEN_ROUNDS,
     release::TWO_AT_ONCE,
     scarce::FRAGMENTED,
+    exchange_pv::EXCHANGE_PV,
     hostile::DAMAGED,
     hostile::CUT,
     live::PVH,

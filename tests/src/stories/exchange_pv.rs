@@ -1,0 +1,91 @@
+//! Frames taken from under a PV guest, with dom0's rights.
+
+use crate::machine::Options;
+use crate::story::{Stage, Story, Telling, ensure};
+
+const GUEST: &str = "pv-128";
+
+/// How many frames of data `scripts/test` exchanges, in two calls.
+const NR_FRAMES: usize = 20;
+
+/// How many page tables of each level.
+const NR_TABLES: usize = 4;
+
+/// The PV original.
+pub(super) const EXCHANGE_PV: Story = Story {
+    name: "exchange-pv",
+    proves: "frames of a running PV guest, data and page tables, are exchanged where the stock tool gives up; its rings \
+             are refused by name; no byte and no page is lost, and xl goes on watching the guest",
+    options: Options::default,
+    tell: exchange_pv,
+};
+
+fn exchange_pv(stage: &Stage) -> Telling {
+    stage.create(GUEST)?;
+    let watchers = nr_watchers(stage)?;
+    let pages = stage.sh(&format!("xl list {GUEST} | awk 'NR == 2 {{ print $3 }}'"))?;
+    let data = frames(stage, "type 0x0)", NR_FRAMES)?;
+    stock(stage, data.first().map_or("", String::as_str))?;
+    for part in data.chunks(NR_FRAMES / 2) {
+        exchange(stage, part)?;
+    }
+    let mut marked = data;
+    for level in 1..=3 {
+        let tables = frames(stage, &format!("L{level}"), NR_TABLES)?;
+        exchange(stage, &tables)?;
+        stage.ask(GUEST, "verify")?;
+        marked.extend(tables);
+    }
+    refuses(stage, "store/ring-ref", "xenstore-ring")?;
+    refuses(stage, "console/ring-ref", "console-ring")?;
+    stage.ask(GUEST, "ticking")?;
+    stage.ask(GUEST, "verify")?;
+    let now = stage.sh(&format!("xl list {GUEST} | awk 'NR == 2 {{ print $3 }}'"))?;
+    ensure(now == pages, || format!("the guest had {pages} MiB, it has {now}"))?;
+    ensure(nr_watchers(stage)? == watchers, || "xl does not watch the guest any more".into())?;
+    stage.sh(&format!("xl shutdown -w {GUEST}"))?;
+    stage.expect_alone()?;
+    // They are sound, and other stories want the memory.
+    stage.sh(&format!("for mfn in {}; do xen-hptool mem-online $mfn; done", marked.join(" "))).map(drop)
+}
+
+/// Frames of the guest whose line in its p2m says `what`, at places that are the same each time.
+fn frames(stage: &Stage, what: &str, nr: usize) -> Telling<Vec<String>> {
+    let list = stage.sh(&format!(
+        "xen-mfndump dump-p2m $(xl domid {GUEST}) | grep '{what}' | sed -n 's/.*mfn=\\(0x[0-9a-f]*\\).*/\\1/p' | \
+         awk 'BEGIN {{ srand(7) }} {{ print rand(), $0 }}' | sort | awk 'NR <= {nr} {{ print $2 }}'"
+    ))?;
+    let frames: Vec<String> = list.lines().map(str::to_owned).collect();
+    ensure(!frames.is_empty(), || format!("no frame with \"{what}\" in the guest's p2m"))?;
+    Ok(frames)
+}
+
+/// The stock tool wants an event channel that upstream Linux does not offer.
+fn stock(stage: &Stage, mfn: &str) -> Telling {
+    let outcome = stage.run(&format!("xen-hptool mem-offline {mfn} 2>&1"))?;
+    stage.say(format!("xen-hptool mem-offline {mfn}: {}", outcome.text.trim().replace('\n', " / ")));
+    let status = stage.sh(&format!("xen-hptool mem-status {mfn}"))?;
+    ensure(outcome.code != 0 && status.contains("PENDING"), || format!("the stock tool did it: {status}"))
+}
+
+/// Exchanges frames of which each has to end offline, but for a root that is loaded and what Xen holds.
+fn exchange(stage: &Stage, mfns: &[String]) -> Telling {
+    let said = stage.sh(&format!("stubctl pv-exchange --json $(xl domid {GUEST}) {}", mfns.join(" ")))?;
+    let count = |what: &str| said.lines().filter(|line| line.contains(what)).count();
+    let (done, offline) = (count("\"result\":\"done\""), count("\"state\":\"offline\""));
+    let named = count("\"reason\":\"page-table-root\"") + count("\"reason\":\"in-use-by-xen\"");
+    stage.say(format!("{done} of {} frames exchanged, {named} refused by name", mfns.len()));
+    ensure(done == offline && done > 0 && done + named == mfns.len(), || format!("{mfns:?}:\n{said}"))
+}
+
+/// A frame that a node of xenstore names is refused with this reason.
+fn refuses(stage: &Stage, node: &str, reason: &str) -> Telling {
+    let mfn = format!("$(printf %x $(xenstore-read /local/domain/$(xl domid {GUEST})/{node}))");
+    let said = stage.sh(&format!("stubctl pv-exchange --json $(xl domid {GUEST}) {mfn}"))?;
+    ensure(said.contains(&format!("\"reason\":\"{reason}\"")), || format!("expected {reason}: {said}"))
+}
+
+/// How many xl wait for the end of a guest.
+fn nr_watchers(stage: &Stage) -> Telling<String> {
+    stage.sh("ps | grep -c '[x]l create' || true")
+}
