@@ -63,7 +63,9 @@ impl Clock {
 
 /// The header's formula: `system_time + ((tsc - tsc_timestamp) << tsc_shift) * tsc_to_system_mul >> 32`.
 fn system_time(time: &VcpuTimeInfo, tsc: u64) -> u64 {
-    let ticks = tsc.saturating_sub(time.tsc_timestamp);
+    // A domain's emulated counter starts at 0 when it is created, so the timestamp of a record that is older than the
+    // domain is negative: the difference wraps. A counter that is behind its timestamp stands still until it is not.
+    let ticks = u64::try_from(tsc.wrapping_sub(time.tsc_timestamp).cast_signed()).unwrap_or(0);
     let shift = u32::from(time.tsc_shift.unsigned_abs());
     let scaled = if time.tsc_shift < 0 {
         ticks.checked_shr(shift).unwrap_or(0)
@@ -91,6 +93,19 @@ mod tests {
         };
         assert_eq!(system_time(&time, 1300), 5 + 300 * 4 / 2);
         assert_eq!(system_time(&VcpuTimeInfo { tsc_shift: -1, ..time }, 1300), 5 + 300 / 2 / 2);
+    }
+
+    #[test]
+    fn a_record_may_be_older_than_the_domain_and_its_counter() {
+        let time = VcpuTimeInfo {
+            tsc_timestamp: 0xffff_ffff_a08e_e575,
+            system_time: 28_316_511_303,
+            tsc_to_system_mul: 0xc537_a1a0,
+            tsc_shift: -1,
+            ..VcpuTimeInfo::default()
+        };
+        // Read on Xen 4.17 a second before the next record, whose system time was 29,332,426,397.
+        assert_eq!(system_time(&time, 0x3dc3_03a2), 29_332_426_396);
     }
 
     #[test]
