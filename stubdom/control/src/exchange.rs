@@ -5,13 +5,15 @@
 //!   Reserve* Exchange  ------------------->  survey, refuse or prepare        the guest runs
 //!   stop, pause        <-------------------  Prepared
 //!   Swap               ------------------->  copy and swap                    the guest stands still
+//!                      <-------------------  Insured (of a superpage)
 //!   cont, unpause      <-------------------  Swapped
 //!   Finish             ------------------->  scrub and release                the guest runs
 //!                      <-------------------  Exchanged
 //! ```
 //! In place of any answer [`FromStub::NotExchanged`](crate::FromStub::NotExchanged) may come. After one to `Exchange` the
 //! exchange is over; after one to `Swap` stubctl lets the guest run and sends `Finish`. A stub that loses stubctl
-//! finishes by itself: at every moment the guest is whole, before or after the swap.
+//! finishes by itself. When the stub dies, stubctl starts another and has it [`Repair`]: a page alone is never gone from
+//! the guest, and of a superpage a copy waits before it goes.
 
 use crate::Hypercall;
 use serde::{Deserialize, Serialize};
@@ -62,6 +64,24 @@ pub struct Prepared {
     pub in_superpage: bool,
     /// Whether the whole superpage will be exchanged; else the page alone, and a superpage around it is split.
     pub whole: bool,
+}
+
+/// Where a copy of the superpage waits from now on, until [`Swapped`]: its place is empty for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Insured {
+    /// The first page of the superpage.
+    pub region: Gfn,
+    /// The first page of the copy.
+    pub waiting: Gfn,
+}
+
+/// What a new stub puts right when the one before died during an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repair {
+    /// What the dead stub told of a swap that did not end; the target stands still since then.
+    pub insured: Option<Insured>,
+    /// [`Exchange::scratch_region`] of that exchange.
+    pub scratch_region: Option<Gfn>,
 }
 
 /// What the stub did while the guest stood still.

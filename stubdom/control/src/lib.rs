@@ -15,7 +15,7 @@ pub mod nodes;
 
 pub use frame::{Deframer, FrameError, encode};
 use serde::{Deserialize, Serialize};
-use xen_front::types::{Domid, Gfn};
+use xen_front::types::{Domid, Gfn, Mfn};
 
 /// Version of this protocol; both ends must be equal.
 pub const VERSION: u16 = 2;
@@ -67,6 +67,11 @@ pub enum ToStub {
         /// One past the highest gfn to look at.
         end: Gfn,
     },
+    /// Asks which machine frame stands behind a gfn now; answered by [`FromStub::Located`].
+    Locate {
+        /// The page.
+        gfn: Gfn,
+    },
     /// Names pages that the next [`ToStub::Exchange`] must leave where they are; at most [`exchange::MAX_RESERVED`].
     Reserve(exchange::Reserved),
     /// Asks the stub to look at a frame and to prepare its exchange; answered by [`FromStub::Prepared`].
@@ -76,6 +81,9 @@ pub enum ToStub {
     /// Ends an exchange, whatever came of it; answered by [`FromStub::Exchanged`], after a failed swap by
     /// [`FromStub::Done`].
     Finish,
+    /// Puts right what a dead stub has left of an exchange; answered by [`FromStub::Done`] or
+    /// [`FromStub::NotExchanged`].
+    Repair(exchange::Repair),
     /// Ends the current receive or exchange; the stub undoes what it can and answers [`FromStub::Failed`].
     Abort,
     /// Asks the stub to end (`SHUTDOWN_poweroff`).
@@ -170,8 +178,15 @@ pub enum FromStub<'a> {
         /// [`RegionKind`] codes, at most [`BLOB_CHUNK_BYTES`].
         kinds: &'a [u8],
     },
+    /// Answers [`ToStub::Locate`].
+    Located {
+        /// The frame; `None` behind a hole.
+        mfn: Option<Mfn>,
+    },
     /// What will be exchanged; the stub waits for [`ToStub::Swap`] or [`ToStub::Finish`].
     Prepared(exchange::Prepared),
+    /// The swap of a superpage begins.
+    Insured(exchange::Insured),
     /// The swap is done; the target may run.
     Swapped(exchange::Swapped),
     /// The frame is exchanged, and the stub has let go of the old one.

@@ -36,3 +36,7 @@ pub const STUB_OF_TARGET: &str = "stubdom";
 
 /// Below the *stub's* home, written by dom0: the target's domid. (The name `target` is libxl's for device models.)
 pub const TARGET_OF_STUB: &str = "stubdom-target";
+
+/// Below the *target's* home, written by dom0: what stubctl has to put right when an exchange is over. It is there as
+/// long as a stubctl has the target in its care.
+pub const EXCHANGE_OF_TARGET: &str = "stubdom-exchange";

@@ -9,7 +9,9 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use control::exchange::{self as wire, MAX_RESERVED, Reason};
 use migration::exchange::pinned::{ClockScale, looks_pinned};
-use migration::exchange::{Blocker, Error, Exchange, Outcome, Plan, Refusal, Request, Reserved, Role};
+use migration::exchange::{
+    Blocker, Error, Exchange, Insurance, Outcome, Plan, Refusal, Request, Reserved, Role, repair,
+};
 use migration::xen::Errno;
 use xen_front::clock::Clock;
 use xen_front::ledger;
@@ -86,10 +88,16 @@ impl Service {
     }
 
     /// Swaps; the target stands still. `None` without an exchange under way.
-    pub(crate) fn swap(&mut self, xen: &mut TargetXen, clock: Clock) -> Option<Reply> {
+    pub(crate) fn swap(
+        &mut self,
+        xen: &mut TargetXen,
+        clock: Clock,
+        insured: impl FnOnce(wire::Insured),
+    ) -> Option<Reply> {
         let exchange = self.exchange.as_mut()?;
         let (began_ns, calls) = (clock.now_ns(), ledger::counts());
-        let result = exchange.swap(xen);
+        let result =
+            exchange.swap(xen, |Insurance { region, waiting }| insured(wire::Insured { region, waiting }));
         let ns = clock.now_ns().saturating_sub(began_ns);
         let now = ledger::counts();
         let nr_hypercalls = core::array::from_fn(|kind| now[kind] - calls[kind]);
@@ -97,6 +105,15 @@ impl Service {
             Ok(outcome) => Reply::Swapped(wire::Swapped { outcome: on_wire(outcome), ns, nr_hypercalls }),
             Err(error) => error.into(),
         })
+    }
+
+    /// Puts right what another stub has left.
+    pub(crate) fn repair(order: &wire::Repair, xen: &mut TargetXen) -> Reply {
+        let insurance = order.insured.map(|wire::Insured { region, waiting }| Insurance { region, waiting });
+        match repair(insurance, order.scratch_region, xen) {
+            Ok(()) => Reply::Over,
+            Err(error) => error.into(),
+        }
     }
 
     /// Scrubs and releases; `None` without an exchange under way.

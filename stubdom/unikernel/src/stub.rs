@@ -281,17 +281,33 @@ impl Stub {
                 Ok(())
             }
             ToStub::Pair { target } => self.pair(target),
-            ToStub::Receive(_) | ToStub::Survey { .. } | ToStub::Exchange(_) if self.is_window_taken() => {
+            ToStub::Receive(_)
+            | ToStub::Survey { .. }
+            | ToStub::Locate { .. }
+            | ToStub::Exchange(_)
+            | ToStub::Repair(_)
+                if self.is_window_taken() =>
+            {
                 Err(CommandError::Unexpected(command))
             }
             ToStub::Reserve(reserved) if self.exchange.reserve(&reserved) => Ok(()),
-            ToStub::Exchange(_) | ToStub::Swap | ToStub::Finish => self.exchange_step(command),
+            ToStub::Exchange(_) | ToStub::Swap | ToStub::Finish | ToStub::Repair(_) => {
+                self.exchange_step(command)
+            }
             ToStub::Receive(order) => self.begin(&order),
             ToStub::Survey { end } => match &mut self.xen {
                 Some(xen) => survey::run(end, xen, &mut self.link).or_else(|error| {
                     log::warn!("survey: {error}");
                     Ok(())
                 }),
+                None => Err(CommandError::Unpaired),
+            },
+            ToStub::Locate { gfn } => match &mut self.xen {
+                Some(xen) => {
+                    let mfn = survey::locate(gfn, xen);
+                    self.say(&FromStub::Located { mfn });
+                    Ok(())
+                }
                 None => Err(CommandError::Unpaired),
             },
             ToStub::Abort => Err(CommandError::Aborted),
@@ -349,7 +365,15 @@ impl Stub {
                 self.status.phase(&mut self.store, Phase::Exchanging);
                 Some(self.exchange.begin(&order, xen, self.clock))
             }
-            ToStub::Swap => self.exchange.swap(xen, self.clock),
+            ToStub::Swap => {
+                let link = &mut self.link;
+                self.exchange.swap(xen, self.clock, |insured| {
+                    if let Err(error) = link.send(&FromStub::Insured(insured)) {
+                        log::warn!("control: {error}");
+                    }
+                })
+            }
+            ToStub::Repair(order) => Some(Service::repair(&order, xen)),
             _ => self.exchange.finish(xen),
         };
         match reply.ok_or(CommandError::Unexpected(command))? {

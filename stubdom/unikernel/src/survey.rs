@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use control::{BLOB_CHUNK_BYTES, FromStub, RegionKind};
 use migration::survey::{Backing, Giants, backing};
 use migration::xen::{Access, WINDOW_FRAMES, Xen};
-use xen_front::types::{Gfn, Order};
+use xen_front::types::{Gfn, Mfn, Order};
 
 /// Gfns of a region.
 const REGION_FRAMES: usize = 1 << 9;
@@ -36,6 +36,14 @@ pub(crate) fn run(end: Gfn, xen: &mut TargetXen, link: &mut Link) -> Result<(), 
     xen.unmap();
     report.send(link)?;
     link.send(&FromStub::SurveyDone { nr_contiguous_1g: giants.nr_contiguous(), nr_frames })
+}
+
+/// Reads the machine frame behind a gfn from the window's own page table.
+pub(crate) fn locate(gfn: Gfn, xen: &mut TargetXen) -> Option<Mfn> {
+    xen.map(Access::Read, &[gfn], &mut [0]);
+    let mfn = xen.mfn(0);
+    xen.unmap();
+    mfn
 }
 
 /// Region kinds on their way to stubctl.

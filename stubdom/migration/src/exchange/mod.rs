@@ -11,8 +11,8 @@
 //!
 //! A page alone is swapped by moving the new page over the old gfn: one call that either does it or does nothing. A
 //! superpage has to be taken away and populated anew at its place, or its entry would never be one again; so a second
-//! 2 MiB waits at the hole as insurance, from which the guest gets its pages back one by one when Xen has no further
-//! 2 MiB (the superpage is split then, nothing is lost). That needs room for 1024 pages under `max_pages`, a single page
+//! 2 MiB waits at the hole as insurance, a copy from which the guest gets its pages back one by one when Xen has no further
+//! 2 MiB (the superpage is split then, nothing is lost), or when the stub dies at that moment ([`repair`]). That needs room for 1024 pages under `max_pages`, a single page
 //! needs one; without the room the page alone is exchanged.
 //!
 //! The mapping of the old frames is kept from the first phase to the last: it keeps them alive after they have left the
@@ -26,6 +26,7 @@ pub mod grants;
 mod page;
 pub mod pinned;
 mod plan;
+mod repair;
 mod superpage;
 
 use crate::xen::{Access, Errno, PageType, WINDOW_FRAMES, XenExchange};
@@ -36,6 +37,7 @@ use xen_front::types::{Gfn, Mfn, Order};
 
 pub use error::{Error, Step};
 pub use plan::{Blocker, Plan, Refusal, Reserved, Role, Survey};
+pub use repair::{Insurance, repair};
 
 /// Pages of a region.
 const REGION_LEN: usize = 1 << 9;
@@ -166,12 +168,19 @@ impl Exchange {
 
     /// Exchanges; the guest and its device model stand still from before the call until after it.
     ///
+    /// A superpage is gone from the guest for a while. Before that `insured` hears where a copy waits: whoever outlives
+    /// the caller can put the guest right with it ([`repair`]). A page alone is never gone.
+    ///
     /// # Errors
     /// Why not; unless it is [`Error::Lost`], the guest is as it was.
-    pub fn swap<X: XenExchange>(&mut self, xen: &mut X) -> Result<Outcome, Error> {
+    pub fn swap<X: XenExchange>(
+        &mut self,
+        xen: &mut X,
+        insured: impl FnOnce(Insurance),
+    ) -> Result<Outcome, Error> {
         let swapped = match self.plan {
             Plan::Page => self.swap_page(xen)?,
-            Plan::Superpage => self.swap_superpage(xen)?,
+            Plan::Superpage => self.swap_superpage(xen, insured)?,
         };
         self.swapped = Some(swapped);
         Ok(swapped.0)
@@ -222,8 +231,17 @@ impl Exchange {
         if errors.iter().any(|error| *error != 0) {
             xen.map(Access::Write, &held, errors);
         }
-        let failed = errors.iter().find(|error| **error != 0);
-        failed.map_or(Ok(()), |error| Err(Error::Xen { step: Step::Map, errno: Errno::new(*error) }))
+        if let Some(error) = errors.iter().find(|error| **error != 0) {
+            return Err(Error::Xen { step: Step::Map, errno: Errno::new(*error) });
+        }
+        if self.plan == Plan::Superpage {
+            // The guest may write while its pages are compared; the swap looks again.
+            match self.insure(xen) {
+                Ok(()) | Err(Error::CopyDiffers { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Learns all that decides about the frame and the region around it.

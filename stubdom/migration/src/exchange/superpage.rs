@@ -1,15 +1,23 @@
 //! The swap of a superpage.
 
-use super::{ATTEMPTS, Error, Exchange, NEW, OLD, Outcome, Step, decrease, plan, populate, region};
+use super::{
+    ATTEMPTS, Error, Exchange, Insurance, NEW, OLD, Outcome, Step, decrease, plan, populate, region,
+};
 use crate::xen::{Errno, XenExchange};
 use alloc::vec::Vec;
 use xen_front::types::{Gfn, Mfn, Order};
 
 impl Exchange {
     /// Takes the superpage away, populates another at its place and copies; falls back on the one that waits.
-    pub(super) fn swap_superpage<X: XenExchange>(&mut self, xen: &mut X) -> Result<(Outcome, Mfn), Error> {
+    pub(super) fn swap_superpage<X: XenExchange>(
+        &mut self,
+        xen: &mut X,
+        insured: impl FnOnce(Insurance),
+    ) -> Result<(Outcome, Mfn), Error> {
         self.look_again(xen)?;
+        self.insure(xen)?;
         let start = self.gfn.align_down(Order::PAGE_2M);
+        insured(Insurance { region: start, waiting: self.scratch[0] });
         let is_gone = decrease(Order::PAGE_2M, &[start], xen) == 1 || self.is_gone(xen)?;
         let swapped = if is_gone && populate(Order::PAGE_2M, start, xen) {
             self.fill_region(xen)?
@@ -18,6 +26,27 @@ impl Exchange {
         };
         self.restore_type(xen);
         Ok(swapped)
+    }
+
+    /// Makes the pages that wait a copy of the superpage, so that nothing is lost with whoever runs this. Done before
+    /// the swap too, when the guest still writes: then only what has changed since is copied while it stands still.
+    pub(super) fn insure<X: XenExchange>(&mut self, xen: &mut X) -> Result<(), Error> {
+        let waiting = core::mem::take(&mut self.scratch);
+        let frames = self.look(&waiting, xen);
+        self.scratch = waiting;
+        if frames.iter().any(Option::is_none) {
+            return Err(Error::Xen { step: Step::Map, errno: Errno::EINVAL });
+        }
+        for (offset, gfn) in region(self.gfn).into_iter().enumerate() {
+            let (old, new) = (OLD + offset, NEW + offset);
+            if !xen.equal(old, new) {
+                xen.copy(old, new);
+                if !xen.equal(old, new) {
+                    return Err(Error::CopyDiffers { gfn });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Finds out what a failed decrease has left: Xen takes page after page and may stop between two.

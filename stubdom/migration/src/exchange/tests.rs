@@ -4,6 +4,7 @@ use crate::sample::contents;
 use crate::xen::Xen;
 use alloc::string::ToString;
 use proptest::prelude::*;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use xen_front::types::Gref;
 
 /// Where a new superpage may wait: past the guest.
@@ -42,7 +43,7 @@ fn exchange(xen: &mut FakeXen, gfn: Gfn) -> Result<Report, Error> {
     let mfn = xen.frame(gfn).expect("populated");
     xen.offline(mfn);
     let mut exchange = Exchange::prepare(&request(mfn), xen)?;
-    let swapped = exchange.swap(xen);
+    let swapped = exchange.swap(xen, |_| ());
     let report = exchange.finish(xen)?;
     swapped.map(|_| report.expect("swapped"))
 }
@@ -83,13 +84,14 @@ fn the_guest_stands_still_for_a_handful_of_calls() {
         let mut exchange =
             Exchange::prepare(&request(xen.frame(gfn).expect("populated")), &mut xen).expect("fine");
         xen.ledger.0.clear();
-        exchange.swap(&mut xen).expect("fine");
+        exchange.swap(&mut xen, |_| ()).expect("fine");
         let ledger = xen.ledger.to_string();
         exchange.finish(&mut xen).expect("fine");
         ledger
     };
     assert_eq!(calls(Gfn::new(0x2003)), "map 1\nmapped_grant\nmove_page\nmap 1\nnote_modified\n");
-    let superpage = "map 512\nmapped_grant\ndecrease 2M 1/1\npopulate 2M 1/1\nmap 512\nnote_modified\n";
+    let superpage =
+        "map 512\nmapped_grant\nmap 512\ndecrease 2M 1/1\npopulate 2M 1/1\nmap 512\nnote_modified\n";
     assert_eq!(calls(Gfn::new(3)), superpage);
 }
 
@@ -218,7 +220,7 @@ fn what_the_guest_changes_meanwhile_is_found_before_anything_is_swapped() {
         let mut exchange = Exchange::prepare(&request(mfn), &mut xen).expect("fine");
         change(&mut xen);
         let before = xen.nr_owned();
-        let error = exchange.swap(&mut xen).expect_err("changed");
+        let error = exchange.swap(&mut xen, |_| ()).expect_err("changed");
         assert_eq!(exchange.finish(&mut xen), Ok(None));
         assert_eq!(xen.nr_mapped(), 0);
         assert!(xen.gfns().all(|gfn| !SCRATCH_PAGES.contains(&gfn)));
@@ -239,7 +241,7 @@ fn what_the_guest_writes_meanwhile_is_kept() {
             Exchange::prepare(&request(xen.frame(gfn).expect("populated")), &mut xen).expect("fine");
         xen.write(gfn, b"written while the exchange was prepared");
         let before = xen.page(gfn);
-        exchange.swap(&mut xen).expect("fine");
+        exchange.swap(&mut xen, |_| ()).expect("fine");
         exchange.finish(&mut xen).expect("fine");
         assert!(xen.page(gfn) == before);
     }
@@ -265,7 +267,7 @@ fn a_superpage_that_goes_only_in_part_is_patched() {
         let mfn = xen.frame(gfn).expect("populated");
         xen.offline(mfn);
         let mut exchange = Exchange::prepare(&request(mfn), &mut xen).expect("fine");
-        let outcome = exchange.swap(&mut xen);
+        let outcome = exchange.swap(&mut xen, |_| ());
         exchange.finish(&mut xen).expect("fine");
         assert!(memory(&xen) == before, "stuck at {stuck}");
         assert_eq!((xen.nr_orphans(), xen.nr_mapped()), (0, 0), "stuck at {stuck}");
@@ -319,6 +321,44 @@ fn a_call_that_fails_for_good_leaves_the_guest_as_it_was() {
         assert!((memory(&xen), frames(&xen)) == before, "{name}");
         assert_eq!((xen.nr_orphans(), xen.nr_mapped()), (0, 0), "{name}");
     }
+}
+
+/// Has a stub die at each call of an exchange, and another put the guest right with what dom0 knows.
+fn outlive(gfn: Gfn) {
+    let mut sound = guest();
+    exchange(&mut sound, gfn).expect("nothing fails");
+    let (calls, before, owned) = (&sound.ledger.0, memory(&guest()), guest().nr_owned());
+    let is_inner =
+        |nr: usize| nr > 0 && calls.get(nr - 1) == calls.get(nr) && calls.get(nr) == calls.get(nr + 1);
+    for nr in (0..calls.len()).filter(|nr| !is_inner(*nr)) {
+        let mut xen = guest();
+        let mfn = xen.frame(gfn).expect("populated");
+        xen.offline(mfn);
+        let (mut insurance, mut is_swapped) = (None, false);
+        xen.die_at = Some(nr);
+        let death = catch_unwind(AssertUnwindSafe(|| {
+            let mut exchange = Exchange::prepare(&request(mfn), &mut xen).expect("fine");
+            exchange.swap(&mut xen, |insured| insurance = Some(insured)).expect("fine");
+            is_swapped = true;
+            exchange.finish(&mut xen).expect("fine");
+        }));
+        assert!(death.is_err(), "call {nr}");
+        xen.bury();
+        insurance = insurance.filter(|_| !is_swapped);
+        repair(insurance, Some(SCRATCH_REGION), &mut xen).expect("nothing fails any more");
+        assert!(memory(&xen) == before, "dead at call {nr}");
+        assert_eq!((xen.nr_owned(), xen.nr_mapped(), xen.nr_orphans()), (owned, 0, 0), "dead at call {nr}");
+    }
+}
+
+#[test]
+fn whenever_the_stub_dies_another_can_put_a_page_right() {
+    outlive(Gfn::new(0x2003));
+}
+
+#[test]
+fn whenever_the_stub_dies_another_can_put_a_superpage_right() {
+    outlive(Gfn::new(700));
 }
 
 proptest! {

@@ -35,6 +35,8 @@ pub struct FakeXen {
     pub max_extents: usize,
     /// The call, counted from 0, that does nothing and fails.
     pub fail_call: Option<usize>,
+    /// The call, counted from 0, at which the caller dies: it panics. See [`FakeXen::bury`].
+    pub die_at: Option<usize>,
     /// The calls that fail every time: a name of [`Call::Other`].
     pub fail_name: Option<&'static str>,
     /// Gfns whose frames cannot be mapped.
@@ -68,6 +70,7 @@ impl FakeXen {
             max_order: Order::PAGE_2M,
             max_extents: usize::MAX,
             fail_call: None,
+            die_at: None,
             fail_name: None,
             unmappable: BTreeSet::new(),
             unremovable: BTreeSet::new(),
@@ -93,6 +96,12 @@ impl FakeXen {
     /// Gives back what [`Self::fragment`] took.
     pub fn defragment(&mut self) {
         self.host.defragment();
+    }
+
+    /// Ends a caller that has died: Xen lets go of all that it had mapped.
+    pub fn bury(&mut self) {
+        self.die_at = None;
+        self.empty_window();
     }
 
     /// Returns how many frames of the host are free.
@@ -150,6 +159,7 @@ impl FakeXen {
 
     /// Counts a call; tells whether it is the one to fail.
     fn fails(&mut self) -> bool {
+        assert!(self.die_at != Some(self.ledger.0.len()), "the stub dies here");
         self.fail_call == Some(self.ledger.0.len())
     }
 
@@ -264,6 +274,7 @@ impl Xen for FakeXen {
 
     fn unmap(&mut self) {
         if self.nr_mapped() > 0 {
+            let _ = self.fails(); // it cannot, but its caller may die
             self.ledger.0.push(Call::Unmap);
             self.empty_window();
         }
