@@ -2,6 +2,9 @@
 
 use crate::error::EXIT_CODES;
 use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::time::Duration;
+use xen_front::types::Mfn;
 
 const INSTALL: &str = "\
 As libxl's save helper, for one command:
@@ -39,9 +42,115 @@ pub(crate) enum Command {
     },
     /// Survey a guest's memory: which 2 MiB regions are one run of machine memory
     Map(MapArguments),
+    /// Tell which machine frames stand behind pages of a guest
+    Locate {
+        /// Name or number of the guest
+        guest: String,
+        /// Guest frame numbers, decimal or 0x...
+        #[arg(required = true, value_parser = frame_number)]
+        gfns: Vec<u64>,
+    },
+    /// Take failing frames of machine memory out of use, from under a running guest if need be
+    Offline(OfflineArguments),
+    /// List the frames that are offline, pending or broken, and their owners
+    Pages(PagesArguments),
+    /// Take pages out of use when they have had enough corrected errors; runs until it is ended
+    Watch(WatchArguments),
     /// Exchange frames of a PV guest
     #[command(hide = true)]
     PvExchange(PvExchangeArguments),
+    /// Wait for the stubctl that started this to end, then put the guest right
+    #[command(hide = true)]
+    Guard {
+        /// Number of the guest
+        domid: u16,
+    },
+}
+
+/// Where errors are reported, and how many are enough.
+#[derive(Args, Debug)]
+#[group(id = "sources", required = true, multiple = true, args = ["spool", "file", "command"])]
+pub(crate) struct WatchArguments {
+    /// Directory whose files hold reports; each is deleted once it is counted
+    #[arg(long)]
+    pub(crate) spool: Option<PathBuf>,
+    /// File to which reports are appended
+    #[arg(long)]
+    pub(crate) file: Option<PathBuf>,
+    /// Command whose output is reports; run by sh every interval
+    #[arg(long)]
+    pub(crate) command: Option<String>,
+    /// Corrected errors of a page that take it out of use
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) threshold: u64,
+    /// Seconds between two looks
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) interval_s: u64,
+    /// What is known, kept across restarts
+    #[arg(long, default_value = "/var/lib/xen-stubdom/watch.json")]
+    pub(crate) state: PathBuf,
+    /// Look once and end
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+impl WatchArguments {
+    /// Time between two looks.
+    pub(crate) fn interval(&self) -> Duration {
+        Duration::from_secs(self.interval_s)
+    }
+}
+
+/// Which frames, and how.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct OfflineArguments {
+    /// Machine frame numbers (address divided by 4096), decimal or 0x...
+    #[arg(required = true, value_parser = frame_number)]
+    pub(crate) mfns: Vec<u64>,
+    /// Tell whether it would work; change nothing
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// One line of JSON for each frame
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Keep a stub that was started for this
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Exchange single pages only: superpages are split, the pause is shorter
+    #[arg(long)]
+    pub(crate) split: bool,
+    /// Have the stub panic before its call to Xen of this number
+    #[arg(long, hide = true)]
+    pub(crate) debug_stub_panic: Option<u32>,
+    /// Abort after this step: 1 prepared, 2 paused, 3 swap asked for, 4 unpaused
+    #[arg(long, hide = true)]
+    pub(crate) debug_abort: Option<u8>,
+}
+
+impl OfflineArguments {
+    /// One frame, nothing special.
+    pub(crate) fn of(mfn: Mfn) -> Self {
+        let mfns = vec![mfn.raw()];
+        let [check, json, keep, split] = [false; 4];
+        Self { mfns, check, json, keep, split, debug_stub_panic: None, debug_abort: None }
+    }
+}
+
+/// How to list.
+#[derive(Args, Debug)]
+pub(crate) struct PagesArguments {
+    /// One JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Reads a frame number, decimal or with 0x.
+pub(crate) fn frame_number(text: &str) -> Result<u64, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    number.map_err(|_| "expected a frame number, decimal or 0x...".to_owned())
 }
 
 /// How to list.

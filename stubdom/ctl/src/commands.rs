@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::host::{Host, home};
 use crate::interrupt::Interrupt;
 use crate::pair::{self, PairError, Stub};
-use crate::{pv_command, status, survey};
+use crate::{offline, pages, pv_command, standstill, status, survey, watch};
 use clap::Parser;
 use control::ToStub;
 use std::path::Path;
@@ -26,7 +26,7 @@ pub(crate) fn main() -> ExitCode {
         .format_timestamp(None)
         .init();
     match run(&cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("stubctl: {error}");
             error.exit_code()
@@ -34,7 +34,7 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-fn run(command: &Command) -> Result<(), Error> {
+fn run(command: &Command) -> Result<ExitCode, Error> {
     let host = Host::open(Interrupt::new()?)?;
     match command {
         Command::Status(arguments) => status::run(&host, arguments),
@@ -42,7 +42,13 @@ fn run(command: &Command) -> Result<(), Error> {
         Command::Detach { guest } => detach(&host, guest),
         Command::Map(arguments) => survey::run(&host, arguments),
         Command::PvExchange(arguments) => pv_command::run(&host, arguments),
+        Command::Locate { guest, gfns } => survey::locate(&host, guest, gfns),
+        Command::Offline(arguments) => return offline::run(&host, arguments),
+        Command::Pages(arguments) => pages::run(&host, arguments),
+        Command::Watch(arguments) => watch::run(&host, arguments),
+        Command::Guard { domid } => standstill::guard(&host, Domid::new(*domid)),
     }
+    .map(|()| ExitCode::SUCCESS)
 }
 
 /// A running guest that a command names.

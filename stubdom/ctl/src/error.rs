@@ -10,6 +10,7 @@ use crate::net::NetError;
 use crate::packaged::PackagedError;
 use crate::pair::PairError;
 use crate::pv_suspend::SuspendError;
+use crate::qmp::QmpError;
 use crate::relay::RelayError;
 use crate::xl_lock::HeldByParent;
 use std::fmt;
@@ -25,7 +26,9 @@ Exit codes:
   4  the stub did not start or did not answer
   5  the stub refused or failed
   6  the migration stream broke off
-  7  aborted";
+  7  aborted
+  8  offline: a frame was refused, its owner is as it was
+  9  offline: a frame was exchanged, and somebody holds the old one";
 
 macro_rules! errors {
     ($($(#[$doc:meta])* $room:ident($error:ty),)*) => {
@@ -72,6 +75,8 @@ errors! {
     Control(ControlError),
     /// The stream.
     Relay(RelayError),
+    /// A device model.
+    Qmp(QmpError),
     /// Blobs.
     Blob(BlobError),
     /// The distribution's helper.
@@ -106,7 +111,9 @@ impl Error {
     /// The exit code, as in [`EXIT_CODES`].
     pub(crate) fn exit_code(&self) -> ExitCode {
         let code = match self {
-            Self::Xen(_) | Self::Store(_) | Self::Net(_) | Self::Packaged(_) | Self::Io(_) => 1,
+            Self::Xen(_) | Self::Store(_) | Self::Net(_) | Self::Packaged(_) | Self::Io(_) | Self::Qmp(_) => {
+                1
+            }
             Self::Control(ControlError::Xen(_) | ControlError::Store(_)) => 1,
             Self::Usage(_) => 2,
             Self::Suspend(_) => 1,
@@ -133,7 +140,7 @@ impl Error {
                 libc::EINVAL
             }
             Self::Control(_) | Self::Blob(_) => libc::EPROTO,
-            Self::Relay(_) | Self::Net(_) | Self::Packaged(_) | Self::Io(_) => libc::EIO,
+            Self::Relay(_) | Self::Net(_) | Self::Packaged(_) | Self::Io(_) | Self::Qmp(_) => libc::EIO,
         }
     }
 

@@ -34,6 +34,10 @@ pub(crate) enum PairError {
     NoStub(String),
     /// There is no such guest.
     NoGuest(String),
+    /// A stub that died is still there.
+    Lingers(Domid),
+    /// Another stubctl exchanges pages of this guest: its process.
+    InCare(Domid, u32),
 }
 
 impl fmt::Display for PairError {
@@ -51,6 +55,13 @@ impl fmt::Display for PairError {
                 write!(f, "{target} is a PV domain: Xen ties a stub to HVM and PVH domains only")
             }
             Self::NoStub(guest) => write!(f, "{guest} has no stub (see stubctl attach)"),
+            Self::Lingers(stub) => write!(f, "the dead stub {stub} does not go: xl destroy {}", stub.raw()),
+            Self::InCare(guest, pid) => {
+                write!(
+                    f,
+                    "another stubctl (process {pid}) exchanges pages of {guest}: try again when it is done"
+                )
+            }
             Self::NoGuest(guest) => write!(f, "there is no domain {guest} (see xl list)"),
         }
     }
@@ -106,6 +117,12 @@ impl<'a> Stub<'a> {
         self.keep = true;
     }
 
+    /// As [`Stub::keep`], for who would hold a stub only to have it end.
+    pub(crate) fn keep_none(self) -> Option<Self> {
+        self.keep();
+        None
+    }
+
     /// Writes the two links, each in the home of the other's partner and owned by dom0.
     fn link(&self) -> Result<(), Error> {
         let store = &self.host.store;
@@ -139,6 +156,28 @@ pub(crate) fn unlink(host: &Host, target: Domid) {
     if let Err(error) = host.store.remove(&home(target, nodes::STUB_OF_TARGET)) {
         log::warn!("{error}");
     }
+}
+
+/// Clears away a stub that has died, and waits until it is gone: its successor wants its name.
+///
+/// # Errors
+/// It does not go.
+pub(crate) fn bury(host: &Host, target: Domid, patience: Duration) -> Result<(), Error> {
+    let Some(stub) = host.domid_in(&home(target, nodes::STUB_OF_TARGET))? else { return Ok(()) };
+    let start = Instant::now();
+    // Its memory may stay until this process lets go of its channel; its name is free when xenstore has lost it.
+    while host.name_of(stub)?.is_some() {
+        if start.elapsed() > patience {
+            return Err(PairError::Lingers(stub).into());
+        }
+        if start.elapsed() > patience / 4 {
+            // xl has not cleared it away by itself.
+            destroy(host, &stub.to_string(), stub, target);
+        }
+        host.interrupt.wait(&[], HEARTBEAT / 10)?;
+    }
+    host.store.remove(&home(target, nodes::STUB_OF_TARGET))?;
+    Ok(())
 }
 
 /// The living stub of a guest; both links must agree.

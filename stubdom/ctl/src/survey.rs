@@ -9,7 +9,7 @@ use crate::conf::Conf;
 use crate::control_channel::{ControlChannel, ControlError};
 use crate::error::Error;
 use crate::host::Host;
-use crate::pair::{self, Stub};
+use crate::pair::{self, PairError, Stub};
 use control::{FromStub, RegionKind, ToStub};
 use serde_json::{Value, json};
 use xen_front::types::{Domid, Gfn, Order};
@@ -61,6 +61,24 @@ fn with_new_stub(host: &Host, conf: &Conf, guest: &Guest, keep: bool) -> Result<
         stub.keep();
     }
     Ok(survey)
+}
+
+/// Prints which machine frame stands behind each gfn, a line each; "-" for a hole.
+pub(crate) fn locate(host: &Host, wanted: &str, gfns: &[u64]) -> Result<(), Error> {
+    let guest = Guest::find(host, wanted)?;
+    let conf = guest.conf()?;
+    let stub = pair::find(host, guest.domid)?.ok_or(PairError::NoStub(guest.name))?;
+    let (mut channel, known) = ControlChannel::open(host, stub, conf.stall_timeout)?;
+    channel.pair(host, known, guest.domid, conf.stall_timeout)?;
+    for gfn in gfns {
+        channel.send(host, &ToStub::Locate { gfn: Gfn::new(*gfn) })?;
+        let mfn = channel.wait(host, conf.stall_timeout, "Located", |message| match message {
+            FromStub::Located { mfn } => Some(mfn),
+            _ => None,
+        })?;
+        println!("{}", mfn.map_or_else(|| "-".to_owned(), |mfn| format!("{:#x}", mfn.raw())));
+    }
+    Ok(())
 }
 
 fn ask(

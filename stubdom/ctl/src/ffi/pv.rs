@@ -130,6 +130,8 @@ impl Xenctrl {
     }
 
     /// Marks a frame offline; gives the status word (`PG_OFFLINE_*`).
+    ///
+    /// Never for a frame that is broken and has an owner: Xen crashes the owner then.
     pub(crate) fn mark_offline(&self, mfn: Mfn) -> Result<u32, XenError> {
         let mut status = 0;
         // SAFETY: the handle is open; `status` has room for the one frame.

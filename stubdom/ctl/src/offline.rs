@@ -1,0 +1,160 @@
+//! `stubctl offline`: takes failing frames out of use, from under a running guest if need be.
+//!
+//! **Takes** machine frames. **Gives** a verdict on each. **Never** marks a frame that is broken and owned (Xen would
+//! crash the owner), and leaves a guest whose frame it refuses as it was.
+//!
+//! ```text
+//! query -> mark -> whose?  ── free: done
+//!                          ── an HVM or PVH guest's: session -> exchange -> query again
+//!                          ── Xen's, dom0's, a PV guest's: pending until they let go of it, as with the stock tool
+//! ```
+
+use crate::cli::OfflineArguments;
+use crate::commands::Guest;
+use crate::error::Error;
+use crate::exchange::{Session, Step};
+use crate::frame::{Owner, State};
+use crate::host::Host;
+use crate::verdict::{Kind, Verdict};
+use std::collections::HashMap;
+use std::process::ExitCode;
+use std::time::Duration;
+use xen_front::types::{Domid, Mfn};
+
+/// How long a device model may take to let go of an old frame.
+const LET_GO: Duration = Duration::from_secs(3);
+
+/// Takes all frames offline; gives the exit code of the worst verdict.
+pub(crate) fn run(host: &Host, arguments: &OfflineArguments) -> Result<ExitCode, Error> {
+    let mut offliner = Offliner::new(host, arguments.clone());
+    let mut worst = 0;
+    for mfn in &arguments.mfns {
+        let verdict = offliner.offline(Mfn::new(*mfn))?;
+        worst = worst.max(verdict.kind.exit_code());
+        println!("{}", if arguments.json { verdict.json().to_string() } else { verdict.to_string() });
+    }
+    Ok(ExitCode::from(worst))
+}
+
+/// Takes frames offline, one after another, with one session for each guest that it comes across.
+pub(crate) struct Offliner<'a> {
+    host: &'a Host,
+    arguments: OfflineArguments,
+    sessions: HashMap<Domid, Session<'a>>,
+}
+
+impl<'a> Offliner<'a> {
+    pub(crate) fn new(host: &'a Host, arguments: OfflineArguments) -> Self {
+        Self { host, arguments, sessions: HashMap::new() }
+    }
+
+    /// Deals with one frame.
+    ///
+    /// # Errors
+    /// Something failed that has nothing to do with this frame.
+    pub(crate) fn offline(&mut self, mfn: Mfn) -> Result<Verdict, Error> {
+        let Some(before) = self.state(mfn) else {
+            return Ok(Verdict::new(mfn, Kind::Refused, "nonexistent", "there is no memory of that number"));
+        };
+        if before.is_offlined() {
+            return Ok(Verdict::new(mfn, Kind::Done, "already", "it was out of use before"));
+        }
+        if before.is_broken() {
+            let text = "it is broken already: its contents are lost, an exchange cannot bring them back";
+            return Ok(Verdict::new(mfn, Kind::Refused, "broken", text));
+        }
+        let verdict = self.mark(mfn);
+        if self.arguments.check && !before.is_pending() {
+            self.host.xen.mark_online(mfn)?;
+        }
+        verdict
+    }
+
+    /// The state of a frame; `None` when there is none of that number.
+    fn state(&self, mfn: Mfn) -> Option<State> {
+        let mut word = [0];
+        self.host.xen.offline_states(mfn, &mut word).ok()?;
+        Some(State::new(word[0]))
+    }
+
+    fn mark(&mut self, mfn: Mfn) -> Result<Verdict, Error> {
+        let word = match self.host.xen.mark_offline(mfn) {
+            Ok(word) => word,
+            // Xen's answer for its own image, which has no state to change.
+            Err(error) if error.errno == libc::EPERM => return Ok(xens(mfn)),
+            Err(error) => return Ok(Verdict::new(mfn, Kind::Refused, "not-memory", &error.to_string())),
+        };
+        Ok(match Owner::of_mark(word) {
+            Owner::Free if self.arguments.check => {
+                Verdict::new(mfn, Kind::Done, "free", "nobody uses it: it would be out of use at once")
+            }
+            Owner::Free => Verdict::new(mfn, Kind::Done, "free", "nobody used it: it is out of use now"),
+            Owner::Xen => xens(mfn),
+            Owner::NotRam => Verdict::new(mfn, Kind::Refused, "not-memory", "it is no ordinary memory"),
+            Owner::Nobody => {
+                let text = "it is changing hands just now: try again";
+                Verdict::new(mfn, Kind::Refused, "changing-hands", text)
+            }
+            Owner::Domain(Domid::DOM0) => {
+                let text = "it is dom0's: it stays in use until dom0 frees it; restart this host soon";
+                Verdict::new(mfn, Kind::Refused, "dom0s", text)
+            }
+            Owner::Domain(owner) => self.exchange(owner, mfn)?,
+        })
+    }
+
+    fn exchange(&mut self, owner: Domid, mfn: Mfn) -> Result<Verdict, Error> {
+        let Some(info) = self.host.xen.domain_info(owner)? else {
+            return Ok(Verdict::new(
+                mfn,
+                Kind::Refused,
+                "changing-hands",
+                "its owner is just gone: try again",
+            ));
+        };
+        let name = self.host.name_of(owner)?.unwrap_or_else(|| owner.to_string());
+        let of_guest = |verdict: Verdict| verdict.of_guest(owner, &name);
+        if info.dying {
+            let text = "its owner is being destroyed: it goes out of use with it";
+            return Ok(of_guest(Verdict::new(mfn, Kind::Refused, "dying", text)));
+        }
+        if !info.hvm {
+            let text = "it belongs to a PV domain, which a stub cannot serve: use xen-hptool mem-offline";
+            return Ok(of_guest(Verdict::new(mfn, Kind::Refused, "pv-guest", text)));
+        }
+        let mut session = match self.sessions.remove(&owner) {
+            Some(session) => session,
+            None => Session::open(self.host, Guest { domid: owner, name: name.clone() }, &self.arguments)?,
+        };
+        let step = session.exchange(mfn, &self.arguments)?;
+        self.sessions.insert(owner, session);
+        let verdict = match step {
+            Step::Refused { reason, text } => Verdict::new(mfn, Kind::Refused, reason, &text),
+            Step::Fit(prepared) => Verdict::fit(mfn, prepared),
+            Step::Exchanged(exchange) => {
+                let state = self.settled(mfn)?;
+                Verdict::exchanged(mfn, &exchange, state)
+            }
+        };
+        Ok(of_guest(verdict))
+    }
+
+    /// The state of an old frame once its last users have let go of it, or after [`LET_GO`].
+    fn settled(&self, mfn: Mfn) -> Result<State, Error> {
+        let pause = Duration::from_millis(5);
+        let mut waited = Duration::ZERO;
+        loop {
+            let state = self.state(mfn).unwrap_or(State::new(0));
+            if !state.is_pending() || waited >= LET_GO {
+                return Ok(state);
+            }
+            self.host.interrupt.wait(&[], pause)?;
+            waited += pause;
+        }
+    }
+}
+
+fn xens(mfn: Mfn) -> Verdict {
+    let text = "it is Xen's own: it stays in use until this host restarts (badpage= on Xen's command line keeps it out)";
+    Verdict::new(mfn, Kind::Refused, "xens", text)
+}

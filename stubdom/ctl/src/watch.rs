@@ -1,0 +1,237 @@
+//! `stubctl watch`: a daemon that takes frames out of use when they have had enough corrected errors.
+//!
+//! **Takes** reports of errors from a spool directory, a file that grows, or a command's output. **Gives** a log line for
+//! every decision. **Never** deals with two frames at once, and never loses a report: one is deleted only after the state
+//! file holds it.
+//!
+//! A report is a line `ADDRESS [COUNT]`: the physical address in hexadecimal with 0x, and how many errors are new (1 when
+//! it is missing). `#` starts a comment.
+
+mod ledger;
+
+use crate::cli::{OfflineArguments, WatchArguments};
+use crate::error::Error;
+use crate::host::Host;
+use crate::offline::Offliner;
+use crate::verdict::Kind;
+use ledger::{Fate, Ledger, Report};
+use std::fs;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use xen_front::types::Mfn;
+
+/// Most bytes taken from a growing file at once.
+const CHUNK_BYTES: u64 = 1 << 20;
+
+/// Watches until a signal comes, or once.
+pub(crate) fn run(host: &Host, arguments: &WatchArguments) -> Result<(), Error> {
+    let mut watch = Watch { host, arguments, ledger: load(&arguments.state)? };
+    println!("watching, {} corrected errors of a page take it out of use", arguments.threshold);
+    loop {
+        let spent = watch.collect()?;
+        watch.store()?;
+        spent.iter().for_each(|file| remove(file));
+        watch.act()?;
+        if arguments.once {
+            return Ok(());
+        }
+        host.interrupt.wait(&[], arguments.interval())?;
+    }
+}
+
+struct Watch<'a> {
+    host: &'a Host,
+    arguments: &'a WatchArguments,
+    ledger: Ledger,
+}
+
+impl Watch<'_> {
+    /// Takes what is new from all sources; gives the spool files that are used up.
+    fn collect(&mut self) -> Result<Vec<PathBuf>, Error> {
+        let mut spent = Vec::new();
+        if let Some(directory) = &self.arguments.spool {
+            for file in spooled(directory)? {
+                let name = file.to_string_lossy().into_owned();
+                let text = fs::read_to_string(&file)?;
+                // A file that was taken in before a crash must not count twice.
+                if self.ledger.take_file(&name) {
+                    self.take(&text, &name);
+                }
+                spent.push(file);
+            }
+            self.ledger.forget_files(|name| Path::new(name).exists());
+        }
+        if let Some(file) = &self.arguments.file {
+            let text = grown(file, &mut self.ledger.offset)?;
+            self.take(&text, &file.to_string_lossy());
+        }
+        if let Some(command) = &self.arguments.command {
+            let output = Command::new("sh").args(["-c", command]).output()?;
+            if !output.status.success() {
+                eprintln!("`{command}` ended with {}: its output is not used", output.status);
+            } else {
+                self.take(&String::from_utf8_lossy(&output.stdout), command);
+            }
+        }
+        Ok(spent)
+    }
+
+    fn take(&mut self, text: &str, source: &str) {
+        for line in text.lines() {
+            match Report::parse(line) {
+                Ok(None) => {}
+                Ok(Some(report)) => {
+                    let errors = self.ledger.take(report);
+                    println!("{}: {} errors of {}, {source}", report.mfn, errors, self.arguments.threshold);
+                }
+                Err(expected) => eprintln!("{source}: expected {expected}, got {line:?}: passed over"),
+            }
+        }
+    }
+
+    /// Deals with every frame that is due, one after another.
+    fn act(&mut self) -> Result<(), Error> {
+        while let Some(mfn) = self.ledger.due(self.arguments.threshold) {
+            self.ledger.settle(mfn, Fate::Trying);
+            self.store()?;
+            let fate = self.offline(mfn);
+            self.ledger.settle(mfn, fate);
+            self.store()?;
+        }
+        Ok(())
+    }
+
+    fn offline(&self, mfn: Mfn) -> Fate {
+        println!("{mfn}: taking it out of use");
+        let mut offliner = Offliner::new(self.host, OfflineArguments::of(mfn));
+        match offliner.offline(mfn) {
+            Ok(verdict) => {
+                println!("{verdict}");
+                match verdict.kind {
+                    Kind::Done => Fate::Offline,
+                    Kind::Held => Fate::Held,
+                    Kind::Refused => Fate::Refused,
+                }
+            }
+            Err(error) => {
+                println!("{mfn}: not done: {error}; tried again with its next errors");
+                Fate::Refused
+            }
+        }
+    }
+
+    /// Writes the state so that a crash leaves the old one or the new one.
+    fn store(&self) -> Result<(), Error> {
+        let path = &self.arguments.state;
+        let fresh = path.with_extension("new");
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        fs::write(&fresh, self.ledger.json().to_string())?;
+        fs::File::open(&fresh)?.sync_all()?;
+        fs::rename(fresh, path)?;
+        Ok(())
+    }
+}
+
+/// The state of the last run; a file that is no state is an error, not a fresh start.
+fn load(path: &Path) -> Result<Ledger, Error> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ledger::parse(&text).ok_or_else(|| {
+            let text =
+                format!("{}: expected what an earlier watch has written; move it away", path.display());
+            io::Error::new(io::ErrorKind::InvalidData, text).into()
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Ledger::default()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What a file has gained since it was read last; one that has become shorter is read anew.
+fn grown(path: &Path, offset: &mut u64) -> io::Result<String> {
+    let mut file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
+        Err(error) => return Err(error),
+    };
+    if file.metadata()?.len() < *offset {
+        *offset = 0;
+    }
+    file.seek(SeekFrom::Start(*offset))?;
+    let mut bytes = Vec::new();
+    file.take(CHUNK_BYTES).read_to_end(&mut bytes)?;
+    // A line without its end is still being written.
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+    *offset += whole as u64;
+    bytes.truncate(whole);
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The reports in a spool directory, in the order of their names; a leading dot is for those still being written.
+fn spooled(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let is_whole = !entry.file_name().to_string_lossy().starts_with('.');
+        if is_whole && entry.file_type()?.is_file() {
+            files.push(entry.path());
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn remove(file: &Path) {
+    if let Err(error) = fs::remove_file(file) {
+        eprintln!("{}: {error}", file.display());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("stubctl-watch-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_growing_file_gives_whole_lines_once() {
+        let directory = directory("grown");
+        let file = directory.join("errors");
+        let mut offset = 0;
+        assert_eq!(grown(&file, &mut offset).unwrap(), "");
+        fs::write(&file, "0x1000\n0x20").unwrap();
+        assert_eq!(grown(&file, &mut offset).unwrap(), "0x1000\n");
+        fs::write(&file, "0x1000\n0x2000 4\n").unwrap();
+        assert_eq!(grown(&file, &mut offset).unwrap(), "0x2000 4\n");
+        assert_eq!(grown(&file, &mut offset).unwrap(), "");
+        fs::write(&file, "0x3000\n").unwrap();
+        assert_eq!(grown(&file, &mut offset).unwrap(), "0x3000\n", "a file that was begun anew");
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn files_still_being_written_are_not_in_the_spool() {
+        let directory = directory("spooled");
+        for name in ["b", ".c", "a"] {
+            fs::write(directory.join(name), "0x1000\n").unwrap();
+        }
+        let names: Vec<_> = spooled(&directory).unwrap();
+        assert_eq!(names, [directory.join("a"), directory.join("b")]);
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn a_state_that_cannot_be_read_is_no_fresh_start() {
+        let directory = directory("state");
+        let file = directory.join("watch.json");
+        assert_eq!(load(&file).unwrap(), Ledger::default());
+        fs::write(&file, "half a sta").unwrap();
+        assert!(load(&file).unwrap_err().to_string().contains("move it away"));
+        fs::remove_dir_all(directory).unwrap();
+    }
+}
