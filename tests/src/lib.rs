@@ -6,6 +6,7 @@ pub mod bench;
 pub mod demo;
 pub mod dom0;
 pub mod error;
+pub mod exchange;
 pub mod gate;
 pub mod image;
 pub mod machine;

@@ -1,6 +1,7 @@
 //! The stories, in the order in which they are told.
 
 mod bring_up;
+mod exchange;
 mod exchange_pv;
 mod helper;
 mod hostile;
@@ -35,7 +36,9 @@ pub const ALL: &[Story] = &[
 ];
 
 /// Told only by name: too long for every run of `scripts/test`.
-pub const BY_NAME: &[Story] = &[live::HVM, live::NET, live::FAILURES];
+pub const BY_NAME: &[Story] =
+    &[live::HVM, live::NET, live::FAILURES, exchange::PVH_FRAMES, exchange::REFUSALS, exchange::DEATHS];
 
 /// The long ones, for `scripts/soak`.
-pub const SOAKS: &[Soak] = &[live::MATRIX, live::SOAK, live::DOWNTIME, live::EIGHT];
+pub const SOAKS: &[Soak] =
+    &[live::MATRIX, live::SOAK, live::DOWNTIME, live::EIGHT, exchange::SOAK_PVH, exchange::SOAK_HVM];

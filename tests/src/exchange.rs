@@ -1,0 +1,144 @@
+//! Frames to exchange, and what stubctl tells of each (`stubctl offline --json`).
+
+use crate::error::{Doing, Result};
+use crate::soak::Chance;
+use serde_json::Value;
+use std::collections::BTreeSet;
+
+/// Guest frames at random places, none twice; the same for the same choices.
+#[derive(Clone, Debug)]
+pub struct Frames {
+    chance: Chance,
+    taken: BTreeSet<usize>,
+}
+
+impl Frames {
+    /// Starts a row.
+    pub fn new(chance: Chance) -> Self {
+        Self { chance, taken: BTreeSet::new() }
+    }
+
+    /// Takes the next ones below `end`, as words for a command line; fewer when there are no more.
+    pub fn take(&mut self, nr_frames: usize, end: usize) -> String {
+        let mut words = Vec::new();
+        for _ in 0..nr_frames.saturating_mul(1000) {
+            if words.len() == nr_frames {
+                break;
+            }
+            let gfn = self.chance.below(end);
+            if self.taken.insert(gfn) {
+                words.push(format!("{gfn:#x}"));
+            }
+        }
+        words.join(" ")
+    }
+}
+
+/// What came of some frames.
+#[derive(Clone, Debug, Default)]
+pub struct Verdicts(Vec<Value>);
+
+impl Verdicts {
+    /// Reads a line of JSON for each frame; other lines are passed over.
+    ///
+    /// # Errors
+    /// A line that opens like JSON is none.
+    pub fn parse(text: &str) -> Result<Self> {
+        let lines = text.lines().filter(|line| line.starts_with('{'));
+        let parsed: std::result::Result<_, _> = lines.map(serde_json::from_str).collect();
+        parsed.map(Self).doing("reading stubctl's verdicts")
+    }
+
+    /// Adds those of another batch.
+    pub fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
+    /// How many frames they are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many came out so: `done`, `refused`, `held`.
+    pub fn nr(&self, result: &str) -> usize {
+        self.0.iter().filter(|verdict| verdict["result"] == result).count()
+    }
+
+    /// The frames that came out so.
+    pub fn mfns(&self, result: &'static str) -> impl Iterator<Item = u64> {
+        self.0
+            .iter()
+            .filter(move |verdict| verdict["result"] == result)
+            .filter_map(|verdict| verdict["mfn"].as_u64())
+    }
+
+    /// One line: how many of each kind, and the pauses.
+    pub fn summary(&self) -> String {
+        let mut reasons: Vec<&str> = self
+            .0
+            .iter()
+            .filter(|verdict| verdict["result"] == "refused")
+            .filter_map(|verdict| verdict["reason"].as_str())
+            .collect();
+        reasons.sort_unstable();
+        reasons.dedup();
+        format!(
+            "{} exchanged, {} refused ({}), {} held; pause {}; swap {}; {} hypercalls (median)",
+            self.nr("done"),
+            self.nr("refused"),
+            reasons.join(", "),
+            self.nr("held"),
+            self.spread("pause_us"),
+            self.spread("swap_us"),
+            self.quantile("hypercalls", 50),
+        )
+    }
+
+    fn spread(&self, key: &str) -> String {
+        let [median, p99, max] = [50, 99, 100].map(|percent| self.quantile(key, percent));
+        format!("median {median} us, p99 {p99} us, max {max} us")
+    }
+
+    /// The smallest value that `percent` of the values do not exceed; 0 without any.
+    fn quantile(&self, key: &str, percent: usize) -> u64 {
+        let mut values: Vec<u64> = self.0.iter().filter_map(|verdict| verdict[key].as_u64()).collect();
+        values.sort_unstable();
+        let rank = (values.len() * percent).div_ceil(100).max(1);
+        values.get(rank - 1).copied().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_the_same_for_the_same_seed_and_never_twice() {
+        let (mut one, mut two) = (Frames::new(Chance::new(7)), Frames::new(Chance::new(7)));
+        let row = one.take(50, 64);
+        assert_eq!(row, two.take(50, 64));
+        let rest = one.take(50, 64);
+        assert_eq!(row.split(' ').count() + rest.split(' ').count(), 64);
+    }
+
+    #[test]
+    fn quantiles_are_values_that_occurred() {
+        let line = |us| format!("{{\"mfn\":1,\"result\":\"done\",\"pause_us\":{us}}}\n");
+        let verdicts = Verdicts::parse(&(1..=100).map(line).collect::<String>()).unwrap();
+        assert_eq!((verdicts.len(), verdicts.nr("done")), (100, 100));
+        let quantiles = [50, 99, 100].map(|percent| verdicts.quantile("pause_us", percent));
+        assert_eq!(quantiles, [50, 99, 100]);
+        assert_eq!(Verdicts::default().quantile("pause_us", 50), 0);
+    }
+
+    #[test]
+    fn warnings_between_the_lines_do_not_matter() {
+        let verdicts = Verdicts::parse("WARN something\n{\"result\":\"held\",\"mfn\":3}\n").unwrap();
+        assert_eq!(verdicts.mfns("held").collect::<Vec<_>>(), [3]);
+    }
+}
