@@ -5,6 +5,8 @@
 
 use crate::broker::Dom0;
 use crate::link::Link;
+use crate::net::Net;
+use crate::ring::Ring;
 use crate::target::TargetXen;
 use alloc::boxed::Box;
 use control::{FromStub, Phase, Progress, Receive, Report, TOKEN_BYTES};
@@ -65,16 +67,56 @@ impl Reception {
         Ok(Self { token: order.token, nr_proven: 0, restore, calls_before, told: None })
     }
 
+    /// Takes what the ring holds: page contents straight into frames, all else by way of its private buffer; returns how
+    /// many bytes it took.
+    ///
+    /// # Errors
+    /// As [`Reception::take`].
+    pub(crate) fn take_ring(
+        &mut self,
+        ring: &mut Ring,
+        xen: &mut TargetXen,
+        link: &mut Link,
+    ) -> Result<usize, ReceiveError> {
+        let nr_unseen = self.restore.nr_unseen();
+        if nr_unseen > 0 && !ring.is_buffered() {
+            return Ok(ring.pour(nr_unseen as usize, |shared, at, len| {
+                let put = |slot, offset| xen.fill_shared(slot, offset, shared, at, len);
+                // No more than `nr_unseen` come, which is a u32.
+                self.restore.fill(u32::try_from(len).unwrap_or(u32::MAX), put);
+            }));
+        }
+        let mut result = Ok(0);
+        ring.receive(|bytes| {
+            result = self.take(bytes, xen, link);
+            result.unwrap_or(0)
+        });
+        result
+    }
+
+    /// Takes what the network holds; returns how many bytes it took.
+    ///
+    /// # Errors
+    /// As [`Reception::take`].
+    pub(crate) fn take_net(
+        &mut self,
+        net: &mut Net,
+        xen: &mut TargetXen,
+        link: &mut Link,
+    ) -> Result<usize, ReceiveError> {
+        let mut result = Ok(0);
+        net.receive(|bytes| {
+            result = self.take(bytes, xen, link);
+            result.unwrap_or(0)
+        });
+        result
+    }
+
     /// Takes what has arrived; returns how many bytes it took.
     ///
     /// # Errors
     /// What ends the reception; [`ReceiveError::Intruder`] ends only the connection.
-    pub(crate) fn take(
-        &mut self,
-        bytes: &[u8],
-        xen: &mut TargetXen,
-        link: &mut Link,
-    ) -> Result<usize, ReceiveError> {
+    fn take(&mut self, bytes: &[u8], xen: &mut TargetXen, link: &mut Link) -> Result<usize, ReceiveError> {
         if self.nr_proven < TOKEN_BYTES {
             return self.prove(bytes);
         }

@@ -1,8 +1,8 @@
 //! The stream over shared memory: a second vchan, whose left ring stubctl fills with the stream.
 //!
-//! **Takes** pages and grants, the first time a stream comes this way. **Gives** the bytes of the stream, borrowed from
-//! a private buffer. **Never** shows shared memory itself: what the parser checks must not change under it. The copy
-//! into the buffer is the price; the buffer stays in the first cache level or the second.
+//! **Takes** pages and grants, the first time a stream comes this way. **Gives** the bytes of the stream: to be looked
+//! at from a private buffer, since what the parser checks must not change under it, and page contents, which nobody
+//! looks at, straight from the ring. **Never** shows shared memory by reference.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -13,8 +13,9 @@ use control::STREAM_VCHAN_PATH;
 use xen_front::events::Events;
 use xen_front::grants::GrantTable;
 use xen_front::memory::Memory;
+use xen_front::shared_mem::SharedMem;
 use xen_front::types::{Domid, Port};
-use xen_front::vchan::{Error, Server, Status};
+use xen_front::vchan::{Error, Server, Status, VchanError};
 use xen_front::xenstore::Xenstore;
 
 /// log2 of the bytes of the ring that stubctl fills: the largest that libxenvchan takes.
@@ -23,8 +24,11 @@ const STREAM_ORDER: u32 = 20;
 /// log2 of the bytes of the ring that nobody uses: the smallest of whole pages.
 const IDLE_ORDER: u32 = 12;
 
-/// The private buffer.
-const BUFFER_BYTES: usize = 32 << 10;
+/// The private buffer: the list of a batch's pages and what comes before it.
+const BUFFER_BYTES: usize = 16 << 10;
+
+/// Most contents taken at once, so that stubctl soon has the room again.
+const POUR_BYTES: usize = 128 << 10;
 
 /// The stream's vchan.
 pub(crate) struct Ring {
@@ -88,15 +92,31 @@ impl Ring {
         taken
     }
 
+    /// Shows `take` where in the ring the next bytes are, at most `most`, which it takes all; returns how many. None as
+    /// long as bytes before them are in the private buffer.
+    pub(crate) fn pour(&mut self, most: usize, take: impl FnMut(&SharedMem, usize, usize)) -> usize {
+        if self.is_buffered() {
+            return 0;
+        }
+        let taken = self.server.take(most.min(POUR_BYTES), take);
+        self.settle(taken)
+    }
+
+    /// Whether the private buffer holds bytes.
+    pub(crate) fn is_buffered(&self) -> bool {
+        !self.left.is_empty()
+    }
+
     fn refill(&mut self) {
-        let nr_bytes = match self.server.read(&mut self.buffer) {
-            Ok(nr_bytes) => nr_bytes,
-            Err(error) => {
-                log::error!("stream: {error}");
-                self.state = Stream::Ended;
-                0
-            }
-        };
-        self.left = 0..nr_bytes;
+        let read = self.server.read(&mut self.buffer);
+        self.left = 0..self.settle(read);
+    }
+
+    fn settle(&mut self, result: Result<usize, VchanError>) -> usize {
+        result.unwrap_or_else(|error| {
+            log::error!("stream: {error}");
+            self.state = Stream::Ended;
+            0
+        })
     }
 }

@@ -204,21 +204,18 @@ impl Stub {
         }
         let mut ring = self.ring.as_mut().filter(|_| self.transport == Transport::Ring);
         let (Some(reception), Some(xen)) = (&mut self.reception, &mut self.xen) else { return false };
-        let mut result = Ok(0);
-        let (mut nr_taken, mut nr_turn) = (1, 0);
-        while nr_taken > 0 && nr_turn < TURN_BYTES && result.is_ok() {
-            let take = |bytes: &[u8]| {
-                result = reception.take(bytes, xen, &mut self.link);
-                result.unwrap_or(0)
+        let mut result = Ok(1);
+        let mut nr_turn = 0;
+        while nr_turn < TURN_BYTES && result.is_ok_and(|nr_taken| nr_taken > 0) {
+            result = match &mut ring {
+                Some(ring) => reception.take_ring(ring, xen, &mut self.link),
+                None => reception.take_net(&mut self.net, xen, &mut self.link),
             };
-            nr_taken = match &mut ring {
-                Some(ring) => ring.receive(take),
-                None => self.net.receive(take),
-            };
-            nr_turn += nr_taken;
+            nr_turn += result.unwrap_or(0);
         }
+        let more = result.is_ok_and(|nr_taken| nr_taken > 0);
         let stream = ring.map_or_else(|| self.net.stream(), |ring| ring.stream());
-        if stream == Stream::Ended && nr_taken == 0 && result.is_ok() {
+        if stream == Stream::Ended && result == Ok(0) {
             result = reception.close(xen).map(|()| 0);
         }
         match result.and_then(|_| reception.restored()) {
@@ -227,7 +224,7 @@ impl Stub {
             Err(ReceiveError::Intruder) => self.turn_away(),
             Err(error) => self.fail(&CommandError::Receive(error)),
         }
-        nr_taken > 0
+        more
     }
 
     /// Sleeps until something happens.

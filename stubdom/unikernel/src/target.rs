@@ -7,6 +7,7 @@ use xen_front::hypercall::hvm;
 use xen_front::hypercall::memory::{self, Resource};
 use xen_front::m2p::MachineToPhys;
 use xen_front::memory::{Error, Memory};
+use xen_front::shared_mem::SharedMem;
 use xen_front::target::Target;
 use xen_front::types::{Domid, Gfn, Gref, Mfn, Order};
 use xen_front::window::{self, Window};
@@ -57,6 +58,18 @@ impl TargetXen {
     /// The domain itself.
     pub(crate) fn target(&self) -> Target {
         self.target
+    }
+
+    /// [`Xen::fill`](xen::Xen::fill) from memory that is shared with dom0.
+    pub(crate) fn fill_shared(
+        &mut self,
+        slot: usize,
+        offset: usize,
+        from: &SharedMem,
+        at: usize,
+        len: usize,
+    ) {
+        self.window.write_shared(slot, offset, from, at, len);
     }
 
     /// Shows machine frame `mfn` alone in the window.

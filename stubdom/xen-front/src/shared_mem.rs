@@ -7,6 +7,7 @@
 //! The barriers are the caller's: see `crate::ring` for the pattern of the standard ring.
 #![allow(unsafe_code, reason = "only raw pointers may touch memory that another domain writes concurrently")]
 
+use crate::mem;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering, fence};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -80,6 +81,17 @@ impl SharedMem {
         unsafe { from.copy_to_nonoverlapping(NonNull::from(out).cast(), len) }
         // What is decided on `out` from here on is decided on the copy: no later load may go back to the source.
         fence(Ordering::Acquire);
+    }
+
+    /// Copies `len` bytes from `offset` on to `to`, which nobody decides anything by.
+    ///
+    /// # Safety
+    /// `to` is writable for `len` bytes and lies outside the range.
+    pub(crate) unsafe fn copy_to(&self, offset: usize, to: *mut u8, len: usize) {
+        let from = self.bytes(offset, len);
+        // SAFETY: `bytes` has checked the source against the range, which is mapped (obligation 1 of `new`); `to` is the
+        // caller's obligation. The instructions of `mem::copy` allow for writes by others.
+        unsafe { mem::copy(to, from.as_ptr(), len) }
     }
 
     /// Copies `bytes` to `offset`.

@@ -20,6 +20,7 @@ use crate::hypercall::mmu;
 use crate::mem;
 use crate::memory::{Error, Memory, Region};
 use crate::pte::{self, Flags, NR_ENTRIES, Pte};
+use crate::shared_mem::SharedMem;
 use crate::target::Target;
 use crate::types::{Gfn, Mfn, PAGE_SIZE};
 
@@ -107,6 +108,13 @@ impl Window {
         let to = self.shown(slot, offset, bytes.len());
         // SAFETY: `to` is mapped for all the bytes (`shown`), in address space of the window alone; `bytes` is private.
         unsafe { mem::copy(to, bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// As [`write`](Self::write), with the `len` bytes at `at` of memory that another domain may write.
+    pub fn write_shared(&mut self, slot: usize, offset: usize, from: &SharedMem, at: usize, len: usize) {
+        let to = self.shown(slot, offset, len);
+        // SAFETY: `to` is mapped for all the bytes (`shown`), in address space of the window alone.
+        unsafe { from.copy_to(at, to, len) };
     }
 
     /// Copies from byte `offset` of `slot` on into `out`.

@@ -165,12 +165,18 @@ impl Engine {
 
     /// Takes the next bytes of the batch's contents.
     pub fn contents<X: Xen>(&mut self, purpose: Use, bytes: &[u8], xen: &mut X) {
-        let (slot, offset) = (self.cursor >> PAGE_SHIFT, self.cursor % PAGE_SIZE);
+        let (slot, offset) = self.advance(bytes.len());
         match purpose {
             Use::Fill => xen.fill(slot, offset, bytes),
             Use::Compare => self.compare(slot, offset, bytes, xen),
         }
-        self.cursor += bytes.len();
+    }
+
+    /// Gives the slot and the byte in it where the next `nr_bytes` of the batch's contents go, which somebody puts there.
+    pub fn advance(&mut self, nr_bytes: usize) -> (usize, usize) {
+        let place = (self.cursor >> PAGE_SHIFT, self.cursor % PAGE_SIZE);
+        self.cursor += nr_bytes;
+        place
     }
 
     /// Keeps a parameter for the end; a later one of the same index replaces it.

@@ -130,6 +130,27 @@ impl Restore {
         })
     }
 
+    /// Returns how many of the next bytes nothing needs to see: contents of pages that are mapped. They may go into the
+    /// window by [`Restore::fill`], straight from wherever they are, instead of through [`Restore::push`].
+    pub fn nr_unseen(&self) -> u32 {
+        match self.state {
+            State::Receiving if self.session.fills() => self.parser.contents_due(),
+            _ => 0,
+        }
+    }
+
+    /// Takes the next `nr_bytes` unseen, or as many as may pass so; returns how many. `fill` puts them into the window
+    /// as [`Xen::fill`] would, from that byte of that slot on.
+    pub fn fill(&mut self, nr_bytes: u32, fill: impl FnOnce(usize, usize)) -> u32 {
+        let nr_bytes = nr_bytes.min(self.nr_unseen());
+        if nr_bytes > 0 {
+            let (slot, offset) = self.engine.advance(nr_bytes as usize);
+            fill(slot, offset);
+            self.parser.pass(nr_bytes);
+        }
+        nr_bytes
+    }
+
     /// Takes the end of the stream's connection.
     ///
     /// # Errors

@@ -136,6 +136,11 @@ impl Session {
         }))
     }
 
+    /// Tells whether page contents go into frames as they are: nobody needs to see them.
+    pub fn fills(&self) -> bool {
+        self.purpose() == Use::Fill
+    }
+
     /// Tells whether the guest's state has begun to come: its memory is complete but for what END does.
     pub fn is_finishing(&self) -> bool {
         matches!(self.0, State::Live(_, Context::Seen) | State::Ended)

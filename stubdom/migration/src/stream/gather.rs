@@ -48,6 +48,11 @@ impl Gather {
         (!taken.is_empty()).then_some(taken)
     }
 
+    /// Counts bytes that went another way.
+    pub(super) fn pass(&mut self, nr_bytes: u32) {
+        self.nr_taken = self.nr_taken.saturating_add(nr_bytes.into());
+    }
+
     fn keep(&mut self, most: usize, input: &mut &[u8]) {
         let (taken, rest) = input.split_at(input.len().min(most));
         for (to, from) in self.kept.iter_mut().skip(self.nr_kept).zip(taken) {

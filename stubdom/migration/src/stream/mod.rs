@@ -123,6 +123,20 @@ impl Parser {
         Place { offset: self.gather.nr_taken(), record: self.record }
     }
 
+    /// Returns how many of the next bytes are page contents, so that [`Parser::pass`] may count them unseen.
+    pub fn contents_due(&self) -> u32 {
+        if let State::Contents { nr_bytes, .. } = self.state { nr_bytes } else { 0 }
+    }
+
+    /// Counts contents that went another way, at most as many as are due; gives how many that is.
+    pub fn pass(&mut self, nr_bytes: u32) -> u32 {
+        let State::Contents { next, nr_bytes: due } = self.state else { return 0 };
+        let nr_passed = nr_bytes.min(due);
+        self.gather.pass(nr_passed);
+        self.state = State::Contents { next, nr_bytes: due.saturating_sub(nr_passed) };
+        nr_passed
+    }
+
     /// Tells whether the END record has been taken.
     pub fn has_ended(&self) -> bool {
         self.state == State::Ended

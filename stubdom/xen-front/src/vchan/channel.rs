@@ -109,9 +109,9 @@ pub(super) struct Channel {
     nr_untold: usize,
 }
 
-/// A client that waits for room is told when so much of the ring has become free (a fourth), or all there was: one
-/// event for many small reads.
-const UNTOLD_PART: usize = 4;
+/// A client that waits for room is told when so much of the ring has become free (half), or all there was: one event
+/// for many small reads.
+const UNTOLD_PART: usize = 2;
 
 impl Channel {
     /// Takes the interface page and the two rings, each of a power of two of pages.
@@ -160,13 +160,31 @@ impl Channel {
     /// # Errors
     /// The client's index is nonsense; nothing was read.
     pub(super) fn read(&mut self, out: &mut [u8]) -> Result<(usize, Notify), VchanError> {
+        let (most, mut rest) = (out.len(), out);
+        self.take(most, |ring, offset, len| {
+            let (now, later) = core::mem::take(&mut rest).split_at_mut(len);
+            ring.copy_out(offset, now);
+            rest = later;
+        })
+    }
+
+    /// As [`Channel::read`], but shows `take` where in the ring the bytes are, one run after the other: so many bytes
+    /// from that offset on.
+    ///
+    /// # Errors
+    /// The client's index is nonsense; nothing was read.
+    pub(super) fn take(
+        &mut self,
+        most: usize,
+        take: impl FnMut(&SharedMem, usize, usize),
+    ) -> Result<(usize, Notify), VchanError> {
         let mut ready = self.left.filled(self.page.read(LEFT + PROD))?;
-        if ready < out.len() {
+        if ready < most {
             self.request(VCHAN_NOTIFY_WRITE);
             ready = self.left.filled(self.page.read(LEFT + PROD))?;
         }
-        let len = ready.min(out.len());
-        self.left.copy_out(out.get_mut(..len).unwrap_or_default());
+        let len = ready.min(most);
+        self.left.take(len, take);
         fence(Ordering::SeqCst); // the bytes are out before the client may overwrite them
         self.page.write(LEFT + CONS, self.left.index);
         Ok((len, self.tell_read(len, len == ready)))
@@ -251,11 +269,13 @@ impl ByteRing {
         VchanError { theirs, ours: self.index, ring_bytes }
     }
 
-    fn copy_out(&mut self, out: &mut [u8]) {
-        let len = out.len();
-        let (head, tail) = out.split_at_mut(self.until_end().min(len));
-        self.mem.copy_out(self.position(), head);
-        self.mem.copy_out(0, tail);
+    fn take(&mut self, len: usize, mut take: impl FnMut(&SharedMem, usize, usize)) {
+        let head = self.until_end().min(len);
+        for (offset, len) in [(self.position(), head), (0, len.saturating_sub(head))] {
+            if len > 0 {
+                take(&self.mem, offset, len);
+            }
+        }
         self.advance(len);
     }
 

@@ -171,6 +171,24 @@ impl Server {
         self.settle(result)
     }
 
+    /// As [`Server::read`] of at most `most` bytes, but shows `take` where in the ring they are, one run after the other:
+    /// so many bytes from that offset on. The client may write there all the while: copy, and decide nothing by the
+    /// original.
+    ///
+    /// # Errors
+    /// The client broke the protocol: the conversation is closed.
+    pub fn take(
+        &mut self,
+        most: usize,
+        take: impl FnMut(&SharedMem, usize, usize),
+    ) -> Result<usize, VchanError> {
+        if self.state != State::Open {
+            return Ok(0);
+        }
+        let result = self.channel.take(most, take);
+        self.settle(result)
+    }
+
     /// Writes as much of `bytes` as there is room for. An event follows when there is more room, once not all went in.
     ///
     /// # Errors

@@ -120,6 +120,57 @@ fn every_way_of_cutting_the_bytes_ends_in_the_same_calls() {
     }
 }
 
+/// Takes the stream in pieces, contents as far as they may unseen.
+fn restore_unseen(bench: &mut Bench, mut bytes: &[u8], piece_bytes: usize) -> (Report, usize) {
+    let mut restore = Restore::new(config(1800), &mut bench.xen).expect("room");
+    let mut nr_unseen = 0;
+    while !bytes.is_empty() {
+        let piece = &bytes[..piece_bytes.min(bytes.len())];
+        let wanted = u32::try_from(piece.len()).unwrap();
+        let room = restore.nr_unseen();
+        let mut nr_taken = restore
+            .fill(wanted, |slot, at| bench.xen.fill(slot, at, &piece[..wanted.min(room) as usize]))
+            as usize;
+        nr_unseen += nr_taken;
+        if nr_taken == 0 {
+            nr_taken = restore.push(piece, &mut bench.xen, &mut bench.dom0).expect("sound");
+        }
+        bytes = &bytes[nr_taken..];
+    }
+    (restore.close(&mut bench.xen).expect("complete"), nr_unseen)
+}
+
+#[test]
+fn contents_that_pass_unseen_end_in_the_same_guest() {
+    let bytes = small_guest();
+    let mut seen = Bench::new(1800);
+    let report = seen.restore(&bytes, 65_536).expect("sound");
+    for piece_bytes in [333, 4096, 65_536] {
+        let mut unseen = Bench::new(1800);
+        let (other, nr_unseen) = restore_unseen(&mut unseen, &bytes, piece_bytes);
+        assert_eq!((other, &unseen.xen.ledger), (report, &seen.xen.ledger));
+        assert!(nr_unseen > bytes.len() / 2, "{nr_unseen} of {} bytes", bytes.len());
+        assert!(seen.xen.gfns().all(|gfn| unseen.xen.page(gfn) == seen.xen.page(gfn)));
+    }
+}
+
+#[test]
+fn contents_after_verify_do_not_pass_unseen() {
+    let mut writer = Writer::begin();
+    writer.pages(&data(0..20).collect::<Vec<_>>());
+    let nr_filled = writer.bytes.len();
+    writer.record(RecordType::VERIFY, &[]);
+    writer.pages(&data(0..20).collect::<Vec<_>>());
+    let mut bench = Bench::new(1800);
+    let mut restore = Restore::new(config(1800), &mut bench.xen).expect("room");
+    restore.push(&writer.bytes[..nr_filled - 9], &mut bench.xen, &mut bench.dom0).expect("sound");
+    assert_eq!(restore.nr_unseen(), 9);
+    restore
+        .push(&writer.bytes[nr_filled - 9..writer.bytes.len() - 9], &mut bench.xen, &mut bench.dom0)
+        .expect("sound");
+    assert_eq!(restore.nr_unseen(), 0);
+}
+
 #[test]
 fn bytes_after_end_are_left_and_then_refused() {
     let mut bytes = small_guest();
