@@ -53,6 +53,14 @@ pub(super) const ONE_GIB: Story = Story {
     tell: one_gib,
 };
 
+/// Both ways from the relay to the stub.
+pub(super) const TRANSPORTS: Story = Story {
+    name: "stub-transports",
+    proves: "by TCP and by shared pages the guest equals the stream page by page, and its stub has a vif only for TCP",
+    options: Options::default,
+    tell: transports,
+};
+
 /// How many 2 MiB superpages fewer than the fresh guest's a restored one may have.
 const MAX_LOST: usize = 2;
 
@@ -99,6 +107,25 @@ fn lives_on(stage: &Stage, guest: &str, file: &str) -> Telling {
     stage.ask(guest, "verify")?;
     stage.sh(&format!("xl shutdown -w {guest}"))?;
     stage.expect_alone()
+}
+
+fn transports(stage: &Stage) -> Telling {
+    let (guest, file) = ("pvh-128", "/var/lib/xen/save/pvh-128");
+    stage.create(guest)?;
+    stage.sh(&format!("xl save {guest} {file}"))?;
+    for (transport, vifs) in [("tcp", 1), ("ring", 0)] {
+        stage.sh(&format!("echo transport = {transport} >/etc/xen/stubdom/{guest}.conf"))?;
+        restore_paused(stage, guest, file)?;
+        let found = stage.sh("ls /sys/class/net | grep -c '^vif' || true")?;
+        ensure(found == vifs.to_string(), || {
+            format!("{found} vifs in a restore by {transport}, expected {vifs}")
+        })?;
+        stage.sh(&format!("xl unpause {guest}"))?;
+        stage.ask(guest, "verify")?;
+        stage.sh(&format!("xl destroy {guest}"))?;
+        stage.expect_alone()?;
+    }
+    stage.sh(&format!("rm /etc/xen/stubdom/{guest}.conf {file}")).map(drop)
 }
 
 fn one_gib(stage: &Stage) -> Telling {
