@@ -32,6 +32,7 @@ pub const ALL: &[Story] = &[
     hostile::DAMAGED,
     hostile::CUT,
     live::PVH,
+    live::NET,
     restore::TRANSPORTS,
     restore::ONE_GIB,
 ];
