@@ -138,7 +138,7 @@ impl PvGuest for Dom0<'_> {
     }
 
     fn exchange(&mut self, old: Mfn, pfn: Pfn) -> Result<Mfn, Errno> {
-        self.host.xen.exchange(self.domid, old, pfn).map_err(negated)
+        self.hypercalls.exchange(self.domid, old, pfn).map_err(negated)
     }
 }
 

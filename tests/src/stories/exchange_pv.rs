@@ -5,6 +5,8 @@ use crate::story::{Stage, Story, Telling, ensure};
 
 const GUEST: &str = "pv-128";
 
+const SAVED: &str = "/var/lib/xen/save/pv-128";
+
 /// How many frames of data `scripts/test` exchanges, in two calls.
 const NR_FRAMES: usize = 20;
 
@@ -15,7 +17,8 @@ const NR_TABLES: usize = 4;
 pub(super) const EXCHANGE_PV: Story = Story {
     name: "exchange-pv",
     proves: "frames of a running PV guest, data and page tables, are exchanged where the stock tool gives up; its rings \
-             are refused by name; no byte and no page is lost, and xl goes on watching the guest",
+             are refused by name; no byte and no page is lost, xl goes on watching the guest, \
+             and it can be saved and restored afterwards",
     options: Options::default,
     tell: exchange_pv,
 };
@@ -43,6 +46,9 @@ fn exchange_pv(stage: &Stage) -> Telling {
     let now = stage.sh(&format!("xl list {GUEST} | awk 'NR == 2 {{ print $3 }}'"))?;
     ensure(now == pages, || format!("the guest had {pages} MiB, it has {now}"))?;
     ensure(nr_watchers(stage)? == watchers, || "xl does not watch the guest any more".into())?;
+    // Saving translates every entry of every page table by the machine-to-phys table and back.
+    stage.sh(&format!("xl save {GUEST} {SAVED} && xl restore {SAVED}"))?;
+    stage.ask(GUEST, "verify")?;
     stage.sh(&format!("xl shutdown -w {GUEST}"))?;
     stage.expect_alone()?;
     // They are sound, and other stories want the memory.

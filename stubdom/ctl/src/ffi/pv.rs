@@ -1,7 +1,9 @@
 //! libxenctrl, libxenguest and libxencall: what dom0 does to a PV guest's page tables and frames.
 //!
 //! Declarations follow `xenctrl.h`, `xenguest.h` and `xencall.h` of Xen 4.17. `mmu_update` is called without libxenctrl,
-//! whose `xc_flush_mmu_updates` has no way to name the owner of the tables and tells nobody how many updates were done.
+//! whose `xc_flush_mmu_updates` has no way to name the owner of the tables and tells nobody how many updates were done; and
+//! so is `XENMEM_exchange`, for which `xc_domain_memory_exchange_pages` hands Xen an empty list of results: the new frame
+//! would have no pfn in the machine-to-phys table, which shows when the guest is saved.
 #![allow(unsafe_code, reason = "Xen's toolstack libraries have a C interface")]
 
 use super::xenctrl::{XcInterface, XenError, Xenctrl, done};
@@ -39,12 +41,33 @@ struct PageFrameInfo3 {
     rest: [u64; 14],
 }
 
+/// `struct xen_memory_reservation`.
+#[repr(C)]
+struct MemoryReservation {
+    extent_start: *mut u64,
+    nr_extents: u64,
+    extent_order: u32,
+    mem_flags: u32,
+    domid: u16,
+    pad: [u16; 3],
+}
+
+/// `struct xen_memory_exchange`.
+#[repr(C)]
+struct MemoryExchange {
+    from: MemoryReservation,
+    to: MemoryReservation,
+    nr_exchanged: u64,
+}
+
 /// `vcpu_guest_context_t`, as words.
 type VcpuContext = [u64; 646];
 
 const MMUEXT_PIN_L1_TABLE: c_uint = 0;
 const MMUEXT_UNPIN_TABLE: c_uint = 4;
 const HYPERVISOR_MMU_UPDATE: c_uint = 1;
+const HYPERVISOR_MEMORY_OP: c_uint = 12;
+const XENMEM_EXCHANGE: u64 = 11;
 const HYPERVISOR_DOMCTL: c_uint = 36;
 const XEN_DOMCTL_INTERFACE_VERSION: u32 = 0x15;
 const XEN_DOMCTL_GETPAGEFRAMEINFO3: u32 = 61;
@@ -65,16 +88,6 @@ unsafe extern "C" {
     fn xc_domain_subscribe_for_suspend(xch: *mut XcInterface, domid: u32, port: u32) -> c_int;
     fn xc_evtchn_alloc_unbound(xch: *mut XcInterface, dom: u32, remote_dom: u32) -> c_int;
     fn xc_vcpu_getcontext(xch: *mut XcInterface, domid: u32, vcpu: u32, ctxt: *mut VcpuContext) -> c_int;
-    fn xc_domain_memory_exchange_pages(
-        xch: *mut XcInterface,
-        domid: u32,
-        nr_in_extents: c_ulong,
-        in_order: c_uint,
-        in_extents: *mut u64,
-        nr_out_extents: c_ulong,
-        out_order: c_uint,
-        out_extents: *mut u64,
-    ) -> c_int;
     fn xc_mmuext_op(xch: *mut XcInterface, op: *mut MmuextOp, nr_ops: c_uint, dom: u32) -> c_int;
     fn xc_gnttab_get_version(xch: *mut XcInterface, domid: u32) -> c_int;
     fn xc_gnttab_map_table_v1(xch: *mut XcInterface, domid: u32, gnt_num: *mut c_int) -> *mut c_void;
@@ -98,6 +111,7 @@ unsafe extern "C" {
     fn xencall_open(logger: *mut c_void, open_flags: c_uint) -> *mut XenCall;
     fn xencall_close(xcall: *mut XenCall) -> c_int;
     fn xencall1(xcall: *mut XenCall, op: c_uint, arg1: u64) -> c_int;
+    fn xencall2(xcall: *mut XenCall, op: c_uint, arg1: u64, arg2: u64) -> c_int;
     fn xencall4(xcall: *mut XenCall, op: c_uint, arg1: u64, arg2: u64, arg3: u64, arg4: u64) -> c_int;
     fn xencall_alloc_buffer(xcall: *mut XenCall, size: usize) -> *mut c_void;
     fn xencall_free_buffer(xcall: *mut XenCall, p: *mut c_void);
@@ -181,16 +195,6 @@ impl Xenctrl {
             Err(error) => Err(error),
             Ok(()) => Ok(Some(frames_of(&context))),
         }
-    }
-
-    /// Exchanges a frame for another that Xen chooses (`XENMEM_exchange`); `Err` is a positive errno.
-    pub(crate) fn exchange(&self, domid: Domid, old: Mfn, pfn: Pfn) -> Result<Mfn, i32> {
-        let (mut from, mut to) = (old.raw(), pfn.raw());
-        let (xch, domid) = (self.raw(), domid.raw().into());
-        // SAFETY: the handle is open; both lists have the one entry announced.
-        let rc =
-            unsafe { xc_domain_memory_exchange_pages(xch, domid, 1, 0, &raw mut from, 1, 0, &raw mut to) };
-        if rc == 0 { Ok(Mfn::new(to)) } else { Err(super::last_errno()) }
     }
 
     /// `MMUEXT_PIN_Ln_TABLE`; `Err` is a positive errno.
@@ -278,6 +282,28 @@ impl Hypercalls {
         // SAFETY: the handle is open; both buffers hold what Xen reads and writes, `nr` updates and one count.
         let rc = unsafe { xencall4(handle, HYPERVISOR_MMU_UPDATE, list, nr, nr_done.address(), foreigndom) };
         if rc < 0 { Err((nr_done.words()[0] as usize, super::last_errno())) } else { Ok(()) }
+    }
+
+    /// Exchanges a frame for another that Xen chooses and calls `pfn` (`XENMEM_exchange`); `Err` is a positive errno.
+    pub(crate) fn exchange(&self, domid: Domid, old: Mfn, pfn: Pfn) -> Result<Mfn, i32> {
+        let mut from = Buffer::<u64>::new(self, 1)?;
+        from.words()[0] = old.raw();
+        let mut to = Buffer::<u64>::new(self, 1)?;
+        to.words()[0] = pfn.raw();
+        let one = |extent_start: &Buffer<u64>| MemoryReservation {
+            extent_start: extent_start.start.as_ptr(),
+            nr_extents: 1,
+            extent_order: 0,
+            mem_flags: 0,
+            domid: domid.raw(),
+            pad: [0; 3],
+        };
+        let mut exchange = Buffer::<MemoryExchange>::new(self, 1)?;
+        exchange.words()[0] = MemoryExchange { from: one(&from), to: one(&to), nr_exchanged: 0 };
+        let (handle, address) = (self.0.as_ptr(), exchange.address());
+        // SAFETY: the handle is open; the structure and the two lists of one entry are hypercall buffers.
+        let rc = unsafe { xencall2(handle, HYPERVISOR_MEMORY_OP, XENMEM_EXCHANGE, address) };
+        if rc < 0 { Err(super::last_errno()) } else { Ok(Mfn::new(to.words()[0])) }
     }
 
     /// `XEN_DOMCTL_getpageframeinfo3` for at most 1024 frames; `Err` is a positive errno.
@@ -370,6 +396,8 @@ mod tests {
     fn structures_have_the_layout_of_the_header() {
         assert_eq!((size_of::<MmuextOp>(), offset_of!(MmuextOp, mfn)), (24, 8));
         assert_eq!(size_of::<MmuUpdate>(), 16);
+        assert_eq!((size_of::<MemoryReservation>(), offset_of!(MemoryReservation, domid)), (32, 24));
+        assert_eq!((size_of::<MemoryExchange>(), offset_of!(MemoryExchange, nr_exchanged)), (72, 64));
         assert_eq!((size_of::<PageFrameInfo3>(), offset_of!(PageFrameInfo3, array)), (144, 24));
         assert_eq!(offset_of!(PageFrameInfo3, num), 16);
         assert_eq!(size_of::<VcpuContext>(), 5168);

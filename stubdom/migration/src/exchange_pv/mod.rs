@@ -10,7 +10,8 @@
 //! - Entries are cleared to 0. A not-present entry that still names a frame gets a PV guest crashed on a processor with
 //!   L1TF and a Xen without shadow paging (`pv_l1tf_check_pte`).
 //! - Updates name the guest as owner of the tables (PFD in `foreigndom`); without that Xen looks for them in dom0.
-//! - `XENMEM_exchange` takes the pfn of the new frame from its list of results, so it has to stand there before.
+//! - `XENMEM_exchange` takes the pfn of the new frame from its list of results, so it has to stand there before. (libxenctrl
+//!   hands over an empty list: the guest could not be saved any more.)
 //! - The guest is paused as well as suspended. A vCPU that slept may still be loaded on its processor with its TLB; Xen
 //!   expects that the owner of foreign tables has no such processor (`do_mmu_update`).
 //!
