@@ -6,7 +6,8 @@
 //! ```text
 //! query -> mark -> whose?  ── free: done
 //!                          ── an HVM or PVH guest's: session -> exchange -> query again
-//!                          ── Xen's, dom0's, a PV guest's: pending until they let go of it, as with the stock tool
+//!                          ── a PV guest's: suspend, exchange (pv_exchange)
+//!                          ── Xen's, dom0's: pending until they let go of it, as with the stock tool
 //! ```
 
 use crate::cli::OfflineArguments;
@@ -15,6 +16,7 @@ use crate::error::Error;
 use crate::exchange::{Session, Step};
 use crate::frame::{Owner, State};
 use crate::host::Host;
+use crate::pv_exchange;
 use crate::verdict::{Kind, Verdict};
 use std::collections::HashMap;
 use std::process::ExitCode;
@@ -119,8 +121,7 @@ impl<'a> Offliner<'a> {
             return Ok(of_guest(Verdict::new(mfn, Kind::Refused, "dying", text)));
         }
         if !info.hvm {
-            let text = "it belongs to a PV domain, which a stub cannot serve: use xen-hptool mem-offline";
-            return Ok(of_guest(Verdict::new(mfn, Kind::Refused, "pv-guest", text)));
+            return Ok(of_guest(self.exchange_pv(owner, mfn)?));
         }
         let mut session = match self.sessions.remove(&owner) {
             Some(session) => session,
@@ -137,6 +138,32 @@ impl<'a> Offliner<'a> {
             }
         };
         Ok(of_guest(verdict))
+    }
+
+    /// A PV guest's frame: dom0 itself exchanges it, with the guest suspended.
+    fn exchange_pv(&self, owner: Domid, mfn: Mfn) -> Result<Verdict, Error> {
+        let refused = |reason, text: &str| Ok(Verdict::new(mfn, Kind::Refused, reason, text));
+        if self.arguments.check {
+            return refused(
+                "pv-guest",
+                "it belongs to a PV guest: only a suspension of the guest would tell",
+            );
+        }
+        let report = match pv_exchange::run(self.host, owner, &[mfn]) {
+            Ok(report) => report,
+            Err(error) => return refused("not-suspended", &error.to_string()),
+        };
+        match report.frames.first() {
+            Some((_, Ok(done))) => {
+                let state = self.settled(mfn)?;
+                let kind = if state.is_offlined() { Kind::Done } else { Kind::Held };
+                let stood = report.stood.unwrap_or_default().as_micros();
+                let text = format!("exchanged for {}: {}, suspended {stood} us, {state}", done.new, done.pfn);
+                Ok(Verdict::new(mfn, kind, "exchanged", &text))
+            }
+            Some((_, Err(error))) => refused(error.name(), &error.to_string()),
+            None => refused("not-suspended", "the guest was not asked"),
+        }
     }
 
     /// The state of an old frame once its last users have let go of it, or after [`LET_GO`].
