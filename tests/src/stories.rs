@@ -39,7 +39,7 @@ pub const ALL: &[Story] = &[
 
 /// Told only by name: too long for every run of `scripts/test`.
 pub const BY_NAME: &[Story] =
-    &[live::HVM, live::NET, live::FAILURES, exchange::PVH_FRAMES, exchange::REFUSALS, exchange::DEATHS];
+    &[live::HVM, live::FAILURES, exchange::PVH_FRAMES, exchange::REFUSALS, exchange::DEATHS];
 
 /// The long ones, for `scripts/soak`.
 pub const SOAKS: &[Soak] =
