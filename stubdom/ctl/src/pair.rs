@@ -144,8 +144,12 @@ impl Drop for Stub<'_> {
 
 /// Ends a stub for good and unlinks it from its target; failures are logged, there is nobody else to tell.
 pub(crate) fn destroy(host: &Host, name: &str, stub: Domid, target: Domid) {
-    // By number: the name may be another domain's by now.
-    if let Err(said) = xl(&["destroy", &stub.raw().to_string()]) {
+    let is_there = || !matches!(host.xen.domain_info(stub), Ok(None));
+    // By number: the name may be another domain's by now. Whoever else destroys it may be quicker.
+    if is_there()
+        && let Err(said) = xl(&["destroy", &stub.raw().to_string()])
+        && is_there()
+    {
         log::warn!("cannot destroy the stub {name} ({stub}): {said}; do it by hand: xl destroy {name}");
     }
     unlink(host, target);

@@ -175,3 +175,36 @@ pub(crate) fn termination_fd() -> io::Result<OwnedFd> {
     // SAFETY: signalfd gave a new open descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::os::fd::AsFd;
+    use std::process::Command;
+
+    const FILE: &str = "STUBCTL_TEST_LOCK";
+
+    /// Run again by the test below as another process: ends well when byte 7 is locked and byte 8 is not.
+    #[test]
+    fn as_another_process() {
+        let Ok(path) = std::env::var(FILE) else { return };
+        let file = File::options().write(true).open(path).unwrap();
+        assert!(lock_byte(file.as_fd(), 7).is_err());
+        lock_byte(file.as_fd(), 8).unwrap();
+        assert!(lock_holder(file.as_fd()).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_locked_byte_is_refused_to_another_process_and_its_neighbour_is_not() {
+        let path = std::env::temp_dir().join(format!("stubctl-lock-{}", std::process::id()));
+        let file = File::create(&path).unwrap();
+        lock_byte(file.as_fd(), 7).unwrap();
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", "ffi::sys::tests::as_another_process"]).env(FILE, &path);
+        let output = again.output().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+    }
+}

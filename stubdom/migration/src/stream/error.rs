@@ -168,19 +168,19 @@ impl fmt::Display for Fault {
             Self::Length { expected, got } => write!(f, "expected {expected} bytes, got {got}"),
             Self::NotMultiple { of, got } => write!(f, "expected entries of {of} bytes, got {got} bytes"),
             Self::PagesWithData { expected, got } => {
-                write!(f, "the length has room for the contents of {expected} pages, the list names {got}")
+                write!(f, "expected {expected} pages with contents, as the length says, got a list that names {got}")
             }
             Self::PfnReserved { got } => {
                 write!(f, "expected bits 59 to 52 of a page to be zero, got {got:#018x}")
             }
-            Self::PageType { gfn, got } => write!(f, "{gfn} has the unknown type {got:#x}"),
+            Self::PageType { gfn, got } => write!(f, "expected a type that pages have, got {got:#x} for {gfn}"),
             Self::ParamIndex { got } => write!(f, "expected an HVM parameter, got index {got}"),
             Self::Padding { got } => write!(f, "expected zero padding, got {got:#04x}"),
-            Self::UnknownRecord => f.write_str("this mandatory record is unknown here: the sender is newer"),
+            Self::UnknownRecord => f.write_str("expected a kind of record that is known here, got a mandatory one that is not: the sender is newer"),
             Self::PvRecord => f.write_str("expected records of an HVM or PVH guest, got one of a PV guest"),
-            Self::CheckpointRecord => f.write_str("checkpointed streams (Remus, COLO) are not supported"),
+            Self::CheckpointRecord => f.write_str("expected a plain stream, got a checkpointed one (Remus, COLO)"),
             Self::DeprecatedRecord => {
-                f.write_str("this record is deprecated: convert the stream on its source")
+                f.write_str("expected no deprecated record: convert the stream on its source")
             }
         }
     }
