@@ -160,7 +160,11 @@ impl ControlChannel {
     ) -> Result<(Self, Option<Domid>), ControlError> {
         let deadline = Instant::now() + patience;
         let path = format!("/local/domain/{}/{}", stub.raw(), control::VCHAN_PATH);
-        wait_for_node(host, stub, &format!("{path}/event-channel"), patience)?;
+        match wait_for_node(host, stub, &format!("{path}/event-channel"), patience) {
+            // A stub withdraws its offer while it has a client: then it is that client we waited for in vain.
+            Err(silent @ ControlError::Silent { .. }) => return Err(lock(stub).err().unwrap_or(silent)),
+            offered => offered?,
+        }
         let lock = lock(stub)?;
         let vchan = Vchan::connect(stub, &path).map_err(ControlError::Connect)?;
         let mut channel = Self { vchan, deframer: Deframer::new(), stub, _lock: lock };
