@@ -107,7 +107,6 @@ fn show(stage: &Stage, guest: &'static str, clock: &Clock) -> Telling<Seen> {
     let stub_report = stub_report(stage, guest)?;
     stage.ask(guest, "thaw")?;
     stage.ask(guest, "ticking")?;
-    exchange(stage, guest, clock)?;
     clock.say("goes on; shutting it down");
     stage.sh(&format!("xl shutdown -w {guest} && rm /var/lib/xen/save/{guest}"))?;
     Ok(Seen { guest, fresh, save_s, stock, stub, stub_report, checksum })
@@ -117,18 +116,6 @@ fn restore(stage: &Stage, guest: &str, environment: &str) -> Telling<Restored> {
     let seconds = timed(stage, &format!("{environment}xl restore /var/lib/xen/save/{guest}"))?;
     let checksum = stage.ask(guest, "verify")?.value("sum")?.to_owned();
     Ok(Restored { seconds, survey: Survey::take(stage, guest)?, checksum })
-}
-
-/// One frame under the running guest: first the stock tool, then ours.
-fn exchange(stage: &Stage, guest: &str, clock: &Clock) -> Telling {
-    let mfn = stage.sh(&format!("stubctl attach {guest} >/dev/null; stubctl locate {guest} 0x5000"))?;
-    let stock = stage.run(&format!("xen-hptool mem-offline {mfn}"))?;
-    let said = stock.text.lines().next_back().unwrap_or_default();
-    clock.say(format!("frame {mfn} of it fails; stock xen-hptool mem-offline: {said}"));
-    clock.say(stage.sh(&format!("stubctl offline {mfn}"))?);
-    stage.ask(guest, "ticking")?;
-    stage.ask(guest, "verify")?;
-    stage.sh(&format!("xen-hptool mem-online {mfn}")).map(drop)
 }
 
 fn stub_report(stage: &Stage, guest: &str) -> Telling<Value> {
