@@ -10,8 +10,8 @@
 //!   Finish             ------------------->  scrub and release                the guest runs
 //!                      <-------------------  Exchanged
 //! ```
-//! In place of any answer [`FromStub::NotExchanged`](crate::FromStub::NotExchanged) may come. After one to `Exchange` the
-//! exchange is over; after one to `Swap` stubctl lets the guest run and sends `Finish`. A stub that loses stubctl
+//! As long as old frames are held stubctl may ask again, by `CountHeld`. In place of any answer
+//! [`FromStub::NotExchanged`](crate::FromStub::NotExchanged) may come. After one to `Exchange` the exchange is over; after one to `Swap` stubctl lets the guest run and sends `Finish`. A stub that loses stubctl
 //! finishes by itself. When the stub dies, stubctl starts another and has it [`Repair`]: a page alone is never gone from
 //! the guest, and of a superpage a copy waits before it goes.
 
@@ -60,10 +60,49 @@ pub struct Exchange {
 pub struct Prepared {
     /// The page whose frame fails.
     pub gfn: Gfn,
-    /// Whether it lies in a superpage now.
-    pub in_superpage: bool,
-    /// Whether the whole superpage will be exchanged; else the page alone, and a superpage around it is split.
-    pub whole: bool,
+    /// How much will be exchanged.
+    pub scope: Scope,
+    /// How long it took by the stub's clock, in nanoseconds; the guest ran.
+    pub ns: u64,
+}
+
+/// How much is exchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Scope {
+    /// The page; it is in no superpage.
+    Page,
+    /// The whole superpage around it.
+    Superpage,
+    /// The page of a superpage, which is split: it was asked for so.
+    SplitAsAsked,
+    /// The page of a superpage, which is split: another page of it must stay where it is.
+    SplitByNeighbour,
+    /// The page of a superpage, which is split: there is no memory for another superpage.
+    SplitForMemory,
+}
+
+impl Scope {
+    /// The word in reports.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Page => "page",
+            Self::Superpage => "superpage",
+            Self::SplitAsAsked => "split-as-asked",
+            Self::SplitByNeighbour => "split-by-neighbour",
+            Self::SplitForMemory => "split-for-memory",
+        }
+    }
+
+    /// What becomes of the superpage around the page.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Page => "in no superpage",
+            Self::Superpage => "its superpage stays one",
+            Self::SplitAsAsked => "its superpage is split, as asked",
+            Self::SplitByNeighbour => "its superpage is split: another page of it must stay where it is",
+            Self::SplitForMemory => "its superpage is split: no other 2 MiB of memory to be had",
+        }
+    }
 }
 
 /// Where a copy of the superpage waits from now on, until [`Swapped`]: its place is empty for a while.
@@ -126,8 +165,10 @@ pub struct Exchanged {
     pub old: Mfn,
     /// Its new frame.
     pub new: Mfn,
-    /// Whether the target still owned an old frame when the stub had let go of it.
-    pub is_held: bool,
+    /// How many old frames the target still owned when the stub had let go of them.
+    pub nr_held: u64,
+    /// How long scrubbing and letting go took by the stub's clock, in nanoseconds; the guest ran.
+    pub ns: u64,
 }
 
 /// Why a frame was not exchanged: the name that scripts go by.

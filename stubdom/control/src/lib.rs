@@ -15,10 +15,11 @@ pub mod nodes;
 
 pub use frame::{Deframer, FrameError, encode};
 use serde::{Deserialize, Serialize};
+pub use xen_front::ledger::Hypercall;
 use xen_front::types::{Domid, Gfn, Mfn};
 
 /// Version of this protocol; both ends must be equal.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// The xenstore directory of the rendezvous, below the stub's own `/local/domain/<stub>/`.
 pub const VCHAN_PATH: &str = "data/control";
@@ -81,6 +82,8 @@ pub enum ToStub {
     /// Ends an exchange, whatever came of it; answered by [`FromStub::Exchanged`], after a failed swap by
     /// [`FromStub::Done`].
     Finish,
+    /// Asks how many old frames of the last exchange the target still owns; answered by [`FromStub::Held`].
+    CountHeld,
     /// Puts right what a dead stub has left of an exchange; answered by [`FromStub::Done`] or
     /// [`FromStub::NotExchanged`].
     Repair(exchange::Repair),
@@ -191,6 +194,11 @@ pub enum FromStub<'a> {
     Swapped(exchange::Swapped),
     /// The frame is exchanged, and the stub has let go of the old one.
     Exchanged(exchange::Exchanged),
+    /// Old frames of the last exchange that the target still owns.
+    Held {
+        /// How many.
+        nr_frames: u64,
+    },
     /// The frame is not exchanged and the target is as it was, unless the reason is [`exchange::Reason::Lost`].
     NotExchanged {
         /// Why, by name.
@@ -327,58 +335,35 @@ pub struct Report {
     pub nr_given_back: u64,
     /// Calls of each [`Hypercall`], by its index.
     pub nr_hypercalls: [u64; Hypercall::ALL.len()],
+    /// Nanoseconds of processor time in each [`Stage`], by its index, Xen's own work in it included.
+    pub stage_ns: [u64; Stage::ALL.len()],
 }
 
-/// The hypercalls that a report counts.
+/// What a stub does with its processor time while it receives; the rest goes to following the stream and planning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
-pub enum Hypercall {
-    /// `XENMEM_populate_physmap`.
-    PopulatePhysmap,
-    /// `XENMEM_decrease_reservation`.
-    DecreaseReservation,
-    /// Any other `memory_op`.
-    MemoryOther,
-    /// `mmu_update`.
-    MmuUpdate,
-    /// `mmuext_op` and `update_va_mapping`.
-    MmuOther,
-    /// `hvm_op` and `dm_op`.
-    Hvm,
-    /// `event_channel_op`.
-    EventChannel,
-    /// `sched_op`.
-    Sched,
-    /// All others.
-    Other,
+pub enum Stage {
+    /// Taking frames off the network and bytes out of TCP.
+    Network,
+    /// Having Xen populate the target, and giving back.
+    Populate,
+    /// Mapping the target's frames.
+    Map,
+    /// Copying contents into them.
+    Copy,
 }
 
-impl Hypercall {
-    /// Every kind, in the order of [`Report::nr_hypercalls`].
-    pub const ALL: [Self; 9] = [
-        Self::PopulatePhysmap,
-        Self::DecreaseReservation,
-        Self::MemoryOther,
-        Self::MmuUpdate,
-        Self::MmuOther,
-        Self::Hvm,
-        Self::EventChannel,
-        Self::Sched,
-        Self::Other,
-    ];
+impl Stage {
+    /// Every stage, in the order of [`Report::stage_ns`].
+    pub const ALL: [Self; 4] = [Self::Network, Self::Populate, Self::Map, Self::Copy];
 
     /// The name in reports.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::PopulatePhysmap => "populate_physmap",
-            Self::DecreaseReservation => "decrease_reservation",
-            Self::MemoryOther => "memory_op",
-            Self::MmuUpdate => "mmu_update",
-            Self::MmuOther => "mmuext_op",
-            Self::Hvm => "hvm_op",
-            Self::EventChannel => "event_channel_op",
-            Self::Sched => "sched_op",
-            Self::Other => "other",
+            Self::Network => "network",
+            Self::Populate => "populate",
+            Self::Map => "map",
+            Self::Copy => "copy",
         }
     }
 }

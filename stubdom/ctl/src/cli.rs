@@ -119,6 +119,9 @@ pub(crate) struct OfflineArguments {
     /// Exchange single pages only: superpages are split, the pause is shorter
     #[arg(long)]
     pub(crate) split: bool,
+    /// Take a frame out of use also when nobody uses it, as the stock tool does: Xen may crash later
+    #[arg(long)]
+    pub(crate) free: bool,
     /// Have the stub panic before its call to Xen of this number
     #[arg(long, hide = true)]
     pub(crate) debug_stub_panic: Option<u32>,
@@ -131,8 +134,8 @@ impl OfflineArguments {
     /// One frame, nothing special.
     pub(crate) fn of(mfn: Mfn) -> Self {
         let mfns = vec![mfn.raw()];
-        let [check, json, keep, split] = [false; 4];
-        Self { mfns, check, json, keep, split, debug_stub_panic: None, debug_abort: None }
+        let [check, json, keep, split, free] = [false; 5];
+        Self { mfns, check, json, keep, split, free, debug_stub_panic: None, debug_abort: None }
     }
 }
 

@@ -28,7 +28,8 @@ Exit codes:
   6  the migration stream broke off
   7  aborted
   8  offline: a frame was refused, its owner is as it was
-  9  offline: a frame was exchanged, and somebody holds the old one";
+  9  offline: a frame was exchanged, and somebody holds the old one
+  10 offline: an exchange cost a guest a page; the guest stays paused and must not run on";
 
 macro_rules! errors {
     ($($(#[$doc:meta])* $room:ident($error:ty),)*) => {

@@ -33,6 +33,9 @@ const ROOM_PAGES: u64 = 1024;
 /// How long a stub may owe the end of a swap before it is destroyed.
 const SWAP: Duration = Duration::from_secs(30);
 
+/// How long the users of an old frame may take to let go of it.
+pub(crate) const LET_GO: Duration = Duration::from_secs(3);
+
 /// What came of one frame.
 pub(crate) enum Step {
     /// Left as it was.
@@ -59,6 +62,8 @@ pub(crate) struct Exchange {
     pub(crate) done: Exchanged,
     /// How long the guest's vCPUs stood.
     pub(crate) stood: Duration,
+    /// How many old frames are the guest's still: somebody holds them and goes on using them.
+    pub(crate) nr_held: u64,
 }
 
 /// What the stub says in place of what was hoped for.
@@ -183,10 +188,29 @@ impl<'a> Session<'a> {
         self.channel.send(self.host, &ToStub::Finish)?;
         let done = self.finished()?;
         Ok(match (swapped, done) {
-            (Ok(swapped), Ok(Some(done))) => Step::Exchanged(Exchange { prepared, swapped, done, stood }),
+            (Ok(swapped), Ok(Some(done))) => {
+                let nr_held = self.still_held(done.nr_held)?;
+                Step::Exchanged(Exchange { prepared, swapped, done, stood, nr_held })
+            }
             (Err(refusal), _) | (_, Err(refusal)) => refused(refusal),
             (Ok(_), Ok(None)) => refused((Reason::Xen, "the stub lost track of its exchange".to_owned())),
         })
+    }
+
+    /// How many old frames the guest still owns once their last users have let go of them, or after [`LET_GO`]: a device
+    /// model hears of it only when the guest runs.
+    fn still_held(&mut self, mut nr_held: u64) -> Result<u64, Error> {
+        let deadline = Instant::now() + LET_GO;
+        while nr_held > 0 && Instant::now() < deadline {
+            self.host.interrupt.wait(&[], Duration::from_millis(20))?;
+            self.channel.send(self.host, &ToStub::CountHeld)?;
+            let held = |message: FromStub<'_>| match message {
+                FromStub::Held { nr_frames } => Some(nr_frames),
+                _ => None,
+            };
+            nr_held = self.channel.wait(self.host, self.conf.stall_timeout, "Held", held)?;
+        }
+        Ok(nr_held)
     }
 
     /// Holds the guest still for the swap, and no longer.
@@ -223,7 +247,7 @@ impl<'a> Session<'a> {
         }
         if let Ok(Err((Reason::Lost, text))) = &swapped {
             standstill.leave();
-            return Ok((Err((Reason::Lost, format!("{text}; it stays paused"))), Duration::ZERO));
+            return Ok((Err((Reason::Lost, text.clone())), Duration::ZERO));
         }
         let stood = standstill.end()?;
         if let Some(rescued) = rescued {

@@ -4,7 +4,8 @@
 //! crash the owner), and leaves a guest whose frame it refuses as it was.
 //!
 //! ```text
-//! query -> mark -> whose?  ── free: done
+//! query -> no guest's: refused, unless --free
+//!       -> mark -> whose?  ── free: done
 //!                          ── an HVM or PVH guest's: session -> exchange -> query again
 //!                          ── a PV guest's: suspend, exchange (pv_exchange)
 //!                          ── Xen's, dom0's: pending until they let go of it, as with the stock tool
@@ -13,18 +14,16 @@
 use crate::cli::OfflineArguments;
 use crate::commands::Guest;
 use crate::error::Error;
-use crate::exchange::{Session, Step};
+use crate::exchange::{LET_GO, Session, Step};
 use crate::frame::{Owner, State};
 use crate::host::Host;
 use crate::pv_exchange;
 use crate::verdict::{Kind, Verdict};
+use control::exchange::Reason;
 use std::collections::HashMap;
 use std::process::ExitCode;
 use std::time::Duration;
 use xen_front::types::{Domid, Mfn};
-
-/// How long a device model may take to let go of an old frame.
-const LET_GO: Duration = Duration::from_secs(3);
 
 /// Takes all frames offline; gives the exit code of the worst verdict.
 pub(crate) fn run(host: &Host, arguments: &OfflineArguments) -> Result<ExitCode, Error> {
@@ -64,6 +63,9 @@ impl<'a> Offliner<'a> {
         if before.is_broken() {
             let text = "it is broken already: its contents are lost, an exchange cannot bring them back";
             return Ok(Verdict::new(mfn, Kind::Refused, "broken", text));
+        }
+        if !before.is_pending() && !self.arguments.free && !self.host.xen.has_place(mfn)? {
+            return Ok(unowned(mfn));
         }
         let verdict = self.mark(mfn);
         if self.arguments.check && !before.is_pending() {
@@ -130,7 +132,18 @@ impl<'a> Offliner<'a> {
         let step = session.exchange(mfn, &self.arguments)?;
         self.sessions.insert(owner, session);
         let verdict = match step {
-            Step::Refused { reason, text } => Verdict::new(mfn, Kind::Refused, reason, &text),
+            // What an exchange before this one has left, and the stub has let go of now.
+            Step::Refused { reason, .. }
+                if reason == Reason::NoGfn.as_str() && self.settled(mfn)?.is_offlined() =>
+            {
+                Verdict::new(
+                    mfn,
+                    Kind::Done,
+                    "already",
+                    "it was out of its guest before, and is out of use now",
+                )
+            }
+            Step::Refused { reason, text } => Verdict::not_exchanged(mfn, reason, &text),
             Step::Fit(prepared) => Verdict::fit(mfn, prepared),
             Step::Exchanged(exchange) => {
                 let state = self.settled(mfn)?;
@@ -161,7 +174,7 @@ impl<'a> Offliner<'a> {
                 let text = format!("exchanged for {}: {}, suspended {stood} us, {state}", done.new, done.pfn);
                 Ok(Verdict::new(mfn, kind, "exchanged", &text))
             }
-            Some((_, Err(error))) => refused(error.name(), &error.to_string()),
+            Some((_, Err(error))) => Ok(Verdict::not_exchanged(mfn, error.name(), &error.to_string())),
             None => refused("not-suspended", "the guest was not asked"),
         }
     }
@@ -179,6 +192,15 @@ impl<'a> Offliner<'a> {
             waited += pause;
         }
     }
+}
+
+/// Xen takes a free frame out of a larger piece of free memory and cuts the rest at places where its allocator expects no
+/// cut (`reserve_offlined_page`); it may crash when memory beside it is freed later. Seen on 4.17, and in the source since.
+fn unowned(mfn: Mfn) -> Verdict {
+    let text = "no guest has it: it is free or Xen's own, and stays as it is, because taking a free frame out of use may \
+                crash this Xen later (--free does it all the same); try again when it is in use, or name it in badpage= on \
+                Xen's command line";
+    Verdict::new(mfn, Kind::Refused, "no-owner", text)
 }
 
 fn xens(mfn: Mfn) -> Verdict {

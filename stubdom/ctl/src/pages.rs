@@ -20,7 +20,7 @@ struct Page {
 /// Lists them.
 pub(crate) fn run(host: &Host, arguments: &PagesArguments) -> Result<(), Error> {
     let mut pages = Vec::new();
-    let end = host.xen.max_mfn()?.raw() + 1;
+    let end = host.xen.end_mfn()?.raw();
     for first in (0..end).step_by(usize::try_from(CHUNK).unwrap_or(usize::MAX)) {
         look(host, first, CHUNK.min(end - first), &mut pages);
     }

@@ -5,7 +5,7 @@
 
 use crate::conf::settled_name;
 use crate::error::Error;
-use control::{Hypercall, Phase, Report};
+use control::{Hypercall, Phase, Report, Stage};
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::io;
@@ -34,6 +34,8 @@ pub(crate) struct Account {
     seconds: Vec<(&'static str, f64)>,
     /// The stub's phase, once it has reported one.
     phase: Option<Phase>,
+    /// Processor time of the stub while it received, in nanoseconds.
+    stub_cpu_ns: Option<u64>,
 }
 
 impl Account {
@@ -41,7 +43,7 @@ impl Account {
     pub(crate) fn start(guest: &str) -> Self {
         let now = Instant::now();
         let guest = settled_name(guest).to_owned();
-        Self { guest, start: now, lap: now, seconds: Vec::new(), phase: None }
+        Self { guest, start: now, lap: now, seconds: Vec::new(), phase: None, stub_cpu_ns: None }
     }
 
     /// Ends a phase of dom0's; gives its length.
@@ -60,6 +62,11 @@ impl Account {
         let before = self.phase.replace(phase).map_or("waiting", Phase::as_str);
         let lap = self.lap(before);
         Some(format!("{before} took {:.1} s", lap.as_secs_f64()))
+    }
+
+    /// Notes what the stub's receiving took of its processor.
+    pub(crate) fn stub_took(&mut self, cpu_ns: u64) {
+        self.stub_cpu_ns = Some(cpu_ns);
     }
 
     /// Closes the account of a restore that succeeded.
@@ -82,6 +89,7 @@ impl Account {
             "error": error,
             "seconds": self.start.elapsed().as_secs_f64(),
             "seconds_by_phase": by_phase(&self.seconds),
+            "stub_cpu_seconds": self.stub_cpu_ns.map(seconds),
             "stub": report.map(stub_json),
         })
     }
@@ -91,6 +99,10 @@ impl Account {
             log::warn!("cannot write the report of {} to {DIRECTORY}: {error}", self.guest);
         }
     }
+}
+
+fn seconds(nanoseconds: u64) -> f64 {
+    Duration::from_nanos(nanoseconds).as_secs_f64()
 }
 
 /// A phase that came twice (a second pass) counts once, with both laps.
@@ -107,6 +119,9 @@ fn stub_json(report: &Report) -> Value {
     let named = Hypercall::ALL.iter().zip(report.nr_hypercalls);
     let hypercalls: Map<String, Value> =
         named.map(|(kind, nr)| (kind.as_str().to_owned(), json!(nr))).collect();
+    let named = Stage::ALL.iter().zip(report.stage_ns);
+    let stages: Map<String, Value> =
+        named.map(|(stage, ns)| (stage.as_str().to_owned(), json!(seconds(ns)))).collect();
     json!({
         "bytes": report.nr_bytes,
         "pages": report.nr_pages,
@@ -115,6 +130,7 @@ fn stub_json(report: &Report) -> Value {
         "pages_4k": report.nr_pages_4k,
         "given_back": report.nr_given_back,
         "hypercalls": hypercalls,
+        "cpu_seconds_by_stage": stages,
     })
 }
 

@@ -46,7 +46,12 @@ fn serve(request: &Request, stream: OwnedFd, account: &mut Account) -> Result<Ou
     log::info!("{guest}: stub {} started in {:.1} s", stub.domid, account.lap("create").as_secs_f64());
     let channel = stub.greet(conf)?;
     log::info!("{guest}: stub {} answers after {:.1} s", stub.domid, account.lap("greet").as_secs_f64());
+    let cpu_ns = || host.xen.domain_info(stub.domid).ok().flatten().map(|info| info.cpu_ns);
+    let before_ns = cpu_ns();
     let outcome = receive(request, &stub, channel, stream, account)?;
+    if let (Some(before_ns), Some(after_ns)) = (before_ns, cpu_ns()) {
+        account.stub_took(after_ns.saturating_sub(before_ns));
+    }
     stub.keep();
     Ok(outcome)
 }

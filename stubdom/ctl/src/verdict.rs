@@ -3,7 +3,7 @@
 use crate::exchange::Exchange;
 use crate::frame::State;
 use control::Hypercall;
-use control::exchange::Prepared;
+use control::exchange::{Outcome, Prepared, Reason, Scope};
 use serde_json::{Value, json};
 use std::fmt;
 use xen_front::types::{Domid, Mfn};
@@ -17,6 +17,8 @@ pub(crate) enum Kind {
     Refused,
     /// Exchanged, and somebody holds the old frame still.
     Held,
+    /// The guest has lost a page and stands still.
+    Lost,
 }
 
 impl Kind {
@@ -26,6 +28,7 @@ impl Kind {
             Self::Done => 0,
             Self::Refused => 8,
             Self::Held => 9,
+            Self::Lost => 10,
         }
     }
 
@@ -34,6 +37,7 @@ impl Kind {
             Self::Done => "done",
             Self::Refused => "refused",
             Self::Held => "held",
+            Self::Lost => "lost",
         }
     }
 }
@@ -56,6 +60,15 @@ impl Verdict {
         Self { mfn, kind, reason, text: text.to_owned(), guest: None, details: None }
     }
 
+    /// A frame that was not exchanged, for a reason of this name.
+    pub(crate) fn not_exchanged(mfn: Mfn, reason: &'static str, text: &str) -> Self {
+        if reason != Reason::Lost.as_str() {
+            return Self::new(mfn, Kind::Refused, reason, text);
+        }
+        let text = format!("{text}; it stays paused: destroy it, and restore it from its last save");
+        Self::new(mfn, Kind::Lost, reason, &text)
+    }
+
     /// Names the owner.
     pub(crate) fn of_guest(mut self, domid: Domid, name: &str) -> Self {
         self.guest = Some((domid, name.to_owned()));
@@ -64,9 +77,8 @@ impl Verdict {
 
     /// A check that came out well.
     pub(crate) fn fit(mfn: Mfn, prepared: Prepared) -> Self {
-        let where_ = if prepared.in_superpage { " in a superpage" } else { "" };
-        let text = format!("it can be exchanged: {}{where_}", prepared.gfn);
-        let details = json!({ "gfn": prepared.gfn.raw(), "in_superpage": prepared.in_superpage });
+        let text = format!("it can be exchanged: {}", prepared.gfn);
+        let details = json!({ "gfn": prepared.gfn.raw(), "in_superpage": prepared.scope != Scope::Page });
         Self { details: Some(details), ..Self::new(mfn, Kind::Done, "fit", &text) }
     }
 
@@ -74,18 +86,25 @@ impl Verdict {
     pub(crate) fn exchanged(mfn: Mfn, exchange: &Exchange, state: State) -> Self {
         let outcome = exchange.swapped.outcome.as_str();
         let pause_us = exchange.stood.as_micros();
+        let whole = match exchange.swapped.outcome {
+            Outcome::SplitSuperpage => Scope::SplitForMemory,
+            Outcome::Page | Outcome::Superpage => exchange.prepared.scope,
+        };
+        let whole = whole.words();
         let done = format!(
-            "exchanged for {}: {} ({outcome}), paused {pause_us} us",
+            "exchanged for {}: {} ({outcome}, {whole}), paused {pause_us} us",
             exchange.done.new, exchange.done.gfn
         );
-        let mut verdict = if state.is_offlined() {
-            Self::new(mfn, Kind::Done, "exchanged", &done)
-        } else {
-            let text = format!(
-                "{done}, but Xen says \"{state}\": the old frame is held by Xen itself (vcpu_info, event channels) or a \
-                 back end, and this guest's events may be lost: migrate it (xl migrate to this host will do) or restart it"
-            );
-            Self::new(mfn, Kind::Held, "held", &text)
+        let mut verdict = match (state.is_offlined(), exchange.nr_held) {
+            (true, 0) => Self::new(mfn, Kind::Done, "exchanged", &done),
+            (true, nr_held) => {
+                let which = format!("{nr_held} old frames of the same superpage are");
+                Self::new(mfn, Kind::Held, "held", &still_held(&done, &which))
+            }
+            (false, _) => {
+                let which = format!("Xen says \"{state}\": the old frame is");
+                Self::new(mfn, Kind::Held, "held", &still_held(&done, &which))
+            }
         };
         let calls: u64 = exchange.swapped.nr_hypercalls.iter().sum();
         let by_kind: serde_json::Map<String, Value> =
@@ -97,12 +116,15 @@ impl Verdict {
             "gfn": exchange.done.gfn.raw(),
             "new_mfn": exchange.done.new.raw(),
             "outcome": outcome,
-            "in_superpage": exchange.prepared.in_superpage,
+            "scope": exchange.prepared.scope.as_str(),
             "pause_us": pause_us,
+            "prepare_us": exchange.prepared.ns / 1000,
             "swap_us": exchange.swapped.ns / 1000,
+            "finish_us": exchange.done.ns / 1000,
             "hypercalls": calls,
             "hypercalls_by_kind": by_kind,
             "state": state.to_string(),
+            "old_frames_held": exchange.nr_held,
         }));
         verdict
     }
@@ -128,6 +150,13 @@ impl Verdict {
     }
 }
 
+fn still_held(done: &str, which: &str) -> String {
+    format!(
+        "{done}, but {which} held by Xen itself (vcpu_info, event channels) or a back end, which go on using it: restart \
+         this guest if it no longer answers, else migrate it (xl migrate to this host will do)"
+    )
+}
+
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.mfn)?;
@@ -136,7 +165,36 @@ impl fmt::Display for Verdict {
         }
         match self.kind {
             Kind::Refused => write!(f, ": refused ({}): {}", self.reason, self.text),
+            Kind::Lost => write!(f, ": LOST: {}", self.text),
             Kind::Done | Kind::Held => write!(f, ": {}", self.text),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MFN: Mfn = Mfn::new(0x77);
+
+    #[test]
+    fn a_refusal_leaves_the_guest_and_a_loss_does_not() {
+        let refused = Verdict::not_exchanged(MFN, Reason::Granted.as_str(), "another domain has it mapped");
+        assert_eq!((refused.kind, refused.kind.exit_code()), (Kind::Refused, 8));
+        let lost = Verdict::not_exchanged(MFN, Reason::Lost.as_str(), "gfn:0x5 is lost");
+        assert_eq!((lost.kind, lost.kind.exit_code()), (Kind::Lost, 10));
+        let words = lost.of_guest(Domid::new(3), "db").to_string();
+        assert!(
+            words.contains("LOST") && words.contains("of db (d3)") && words.contains("destroy it"),
+            "{words}"
+        );
+    }
+
+    #[test]
+    fn both_kinds_of_exchange_call_a_loss_by_the_same_name() {
+        use migration::exchange_pv::{Error, Step};
+        use migration::xen::Errno;
+        let lost = Error::Lost { mfn: MFN, step: Step::Restore, errno: Errno::ENOMEM };
+        assert_eq!(lost.name(), Reason::Lost.as_str());
     }
 }

@@ -110,7 +110,7 @@ impl Watch<'_> {
                 println!("{verdict}");
                 match verdict.kind {
                     Kind::Done => Fate::Offline,
-                    Kind::Held => Fate::Held,
+                    Kind::Held | Kind::Lost => Fate::Held,
                     Kind::Refused => Fate::Refused,
                 }
             }

@@ -88,6 +88,7 @@ CHECK(offsetof(xen_domctl_getdomaininfo_t, flags) == 4);
 CHECK(offsetof(xen_domctl_getdomaininfo_t, tot_pages) == 8);
 CHECK(offsetof(xen_domctl_getdomaininfo_t, max_pages) == 16);
 CHECK(offsetof(xen_domctl_getdomaininfo_t, shared_info_frame) == 48);
+CHECK(offsetof(xen_domctl_getdomaininfo_t, cpu_time) == 56);
 CHECK(offsetof(xen_domctl_getdomaininfo_t, max_vcpu_id) == 68);
 CHECK(offsetof(xen_domctl_getdomaininfo_t, handle) == 76);
 CHECK(offsetof(xen_domctl_getdomaininfo_t, arch_config) == 104);

@@ -8,11 +8,15 @@
 
 pub use crate::session::Missing;
 pub use crate::stream::{BlobKind, Piece, TscInfo};
+use alloc::vec::Vec;
 use core::fmt;
 use xen_front::types::{Domid, Gfn, Gref, Mfn, Order};
 
 /// How many frames the window holds, in 4 KiB pages: one batch of the stream (libxc's `MAX_BATCH_SIZE`).
 pub const WINDOW_FRAMES: usize = 1024;
+
+/// How many frames an exchange needs: a superpage's old ones, their copies, and a place to look at others.
+pub const EXCHANGE_FRAMES: usize = 3 << 9;
 
 /// What may be done to a frame through the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,7 +177,7 @@ pub enum PageType {
 
 /// What the stub may do to its target besides, to exchange pages of it.
 pub trait XenExchange: Xen {
-    /// As [`Xen::map`], from slot `first` on, and leaves all other slots as they are.
+    /// As [`Xen::map`], from slot `first` on, and leaves all other slots as they are; there are [`EXCHANGE_FRAMES`].
     fn map_at(&mut self, first: usize, access: Access, gfns: &[Gfn], errors: &mut [i32]);
 
     /// Copies the frame at slot `from` to the one at slot `to`; that is mapped for [`Access::Write`].
@@ -184,6 +188,10 @@ pub trait XenExchange: Xen {
 
     /// Looks up, in the machine-to-phys table, which frame of its owner `mfn` is. Says nothing of who the owner is.
     fn gfn(&self, mfn: Mfn) -> Option<Gfn>;
+
+    /// Keeps those of at most [`EXCHANGE_FRAMES`] frames that the target owns though no gfn of it leads there: they can be
+    /// mapped as its, and the machine-to-phys table has no gfn for them. Empties the window.
+    fn retain_orphans(&mut self, frames: &mut Vec<Mfn>);
 
     /// `XENMEM_add_to_physmap` (`XENMAPSPACE_gmfn`): moves the frame behind `from` to `to`, whose own frame is freed.
     ///

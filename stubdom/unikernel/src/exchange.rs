@@ -8,14 +8,14 @@ use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use control::exchange::{self as wire, MAX_RESERVED, Reason};
-use migration::exchange::pinned::{ClockScale, looks_pinned};
+use migration::exchange::pinned::looks_pinned;
 use migration::exchange::{
-    Blocker, Error, Exchange, Insurance, Outcome, Plan, Refusal, Request, Reserved, Role, repair,
+    Alone, Blocker, Error, Exchange, Insurance, Outcome, Plan, Refusal, Request, Reserved, Role, repair,
 };
-use migration::xen::Errno;
+use migration::xen::{Errno, XenExchange};
 use xen_front::clock::Clock;
 use xen_front::ledger;
-use xen_front::types::{Order, PAGE_SIZE};
+use xen_front::types::{Mfn, Order, PAGE_SIZE};
 
 /// What the stub answers.
 pub(crate) enum Reply {
@@ -27,6 +27,8 @@ pub(crate) enum Reply {
     Exchanged(wire::Exchanged),
     /// Not done; why, by name and in words.
     NotExchanged(Reason, String),
+    /// Old frames that are held.
+    Held(u64),
     /// Over, and nothing was done.
     Over,
 }
@@ -42,6 +44,8 @@ impl From<Error> for Reply {
 pub(crate) struct Service {
     reserved: Vec<Reserved>,
     exchange: Option<Exchange>,
+    /// Old frames of the last exchange that the target owned when it was asked last.
+    held: Vec<Mfn>,
 }
 
 impl Service {
@@ -65,21 +69,28 @@ impl Service {
 
     /// Looks at the frame and prepares.
     pub(crate) fn begin(&mut self, order: &wire::Exchange, xen: &mut TargetXen, clock: Clock) -> Reply {
+        let began_ns = clock.now_ns();
         xen.set_fuse(order.panic_at);
         let reserved = core::mem::take(&mut self.reserved);
         let mut request =
             Request { mfn: order.mfn, reserved: &reserved, scratch_region: order.scratch_region };
+        let mut has_pinned_neighbour = false;
         let prepared = prepare(&request, xen, clock).or_else(|failure| match failure {
             Failure::RegionLooksPinned => {
-                request.scratch_region = None;
+                (request.scratch_region, has_pinned_neighbour) = (None, true);
                 prepare(&request, xen, clock)
             }
             failure => Err(failure),
         });
         match prepared {
-            Ok(exchange) if order.only_check => release(exchange, xen),
             Ok(exchange) => {
-                let prepared = describe(&exchange);
+                let scope =
+                    if has_pinned_neighbour { wire::Scope::SplitByNeighbour } else { scope(&exchange) };
+                let ns = clock.now_ns().saturating_sub(began_ns);
+                let prepared = wire::Prepared { gfn: exchange.gfn(), scope, ns };
+                if order.only_check {
+                    return release(exchange, prepared, xen);
+                }
                 self.exchange = Some(exchange);
                 Reply::Prepared(prepared)
             }
@@ -116,8 +127,18 @@ impl Service {
         }
     }
 
+    /// Counts the old frames that the target still owns; `None` with an exchange under way.
+    pub(crate) fn count_held(&mut self, xen: &mut TargetXen) -> Option<Reply> {
+        if self.is_busy() {
+            return None;
+        }
+        xen.retain_orphans(&mut self.held);
+        Some(Reply::Held(self.held.len() as u64))
+    }
+
     /// Scrubs and releases; `None` without an exchange under way.
-    pub(crate) fn finish(&mut self, xen: &mut TargetXen) -> Option<Reply> {
+    pub(crate) fn finish(&mut self, xen: &mut TargetXen, clock: Clock) -> Option<Reply> {
+        let began_ns = clock.now_ns();
         let finished = self.exchange.take()?.finish(xen);
         xen.set_fuse(None);
         Some(match finished {
@@ -126,8 +147,11 @@ impl Service {
                 if let Some(errno) = report.lost_read_only {
                     log::warn!("{} was read-only and is not any more: {errno}", report.gfn);
                 }
-                let migration::exchange::Report { gfn, old, new, is_held, .. } = report;
-                Reply::Exchanged(wire::Exchanged { gfn, old, new, is_held })
+                let migration::exchange::Report { gfn, old, new, held, .. } = report;
+                self.held = held;
+                let nr_held = self.held.len() as u64;
+                let ns = clock.now_ns().saturating_sub(began_ns);
+                Reply::Exchanged(wire::Exchanged { gfn, old, new, nr_held, ns })
             }
             Err(error) => error.into(),
         })
@@ -149,8 +173,8 @@ impl From<Failure> for Reply {
         match failure {
             Failure::Error(error) => error.into(),
             Failure::LooksPinned | Failure::RegionLooksPinned => {
-                let text =
-                    "the page looks like one that Xen itself writes to (vcpu_info or an event channel array)";
+                let text = "the page looks like one that Xen itself writes to (vcpu_info, an event channel array or its \
+                            control block)";
                 Self::NotExchanged(Reason::LooksPinned, text.to_string())
             }
         }
@@ -171,7 +195,7 @@ fn prepare(request: &Request<'_>, xen: &mut TargetXen, clock: Clock) -> Result<E
 
 /// The old frames stand in the window from slot 0 on: the page's alone, or those of the whole superpage.
 fn look(exchange: &Exchange, xen: &TargetXen, clock: Clock) -> Result<(), Failure> {
-    let (mul, shift) = clock.scale();
+    let now_ns = clock.now_ns();
     let mut bytes = Box::new([0; PAGE_SIZE]);
     let start = exchange.gfn().align_down(Order::PAGE_2M);
     let (nr_pages, failing) = match exchange.plan() {
@@ -181,7 +205,7 @@ fn look(exchange: &Exchange, xen: &TargetXen, clock: Clock) -> Result<(), Failur
     let mut pinned = (0..nr_pages).filter(|page| {
         // Slots count to 1024.
         xen.read(usize::try_from(*page).unwrap_or_default(), &mut bytes);
-        looks_pinned(&bytes[..], ClockScale { mul, shift })
+        looks_pinned(&bytes[..], now_ns)
     });
     match pinned.next() {
         None => Ok(()),
@@ -191,19 +215,20 @@ fn look(exchange: &Exchange, xen: &TargetXen, clock: Clock) -> Result<(), Failur
 }
 
 /// Undoes what was prepared, after a check.
-fn release(exchange: Exchange, xen: &mut TargetXen) -> Reply {
-    let prepared = describe(&exchange);
+fn release(exchange: Exchange, prepared: wire::Prepared, xen: &mut TargetXen) -> Reply {
     match exchange.finish(xen) {
         Ok(_) => Reply::Prepared(prepared),
         Err(error) => error.into(),
     }
 }
 
-fn describe(exchange: &Exchange) -> wire::Prepared {
-    wire::Prepared {
-        gfn: exchange.gfn(),
-        in_superpage: exchange.is_superpage(),
-        whole: exchange.plan() == Plan::Superpage,
+fn scope(exchange: &Exchange) -> wire::Scope {
+    match (exchange.plan(), exchange.alone()) {
+        (Plan::Superpage, _) => wire::Scope::Superpage,
+        (Plan::Page, None) => wire::Scope::Page,
+        (Plan::Page, Some(Alone::Asked)) => wire::Scope::SplitAsAsked,
+        (Plan::Page, Some(Alone::Neighbour)) => wire::Scope::SplitByNeighbour,
+        (Plan::Page, Some(Alone::NoMemory)) => wire::Scope::SplitForMemory,
     }
 }
 

@@ -12,6 +12,7 @@ mod exchange;
 mod life;
 mod link;
 mod net;
+mod patience;
 mod receive;
 mod ring;
 mod status;

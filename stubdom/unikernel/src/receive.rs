@@ -9,7 +9,7 @@ use crate::net::Net;
 use crate::ring::Ring;
 use crate::target::TargetXen;
 use alloc::boxed::Box;
-use control::{FromStub, Phase, Progress, Receive, Report, TOKEN_BYTES};
+use control::{FromStub, Phase, Progress, Receive, Report, Stage, TOKEN_BYTES};
 use core::fmt;
 use migration::engine::{Config, Service};
 use migration::restore::{self, Restore};
@@ -47,7 +47,8 @@ pub(crate) struct Reception {
     nr_proven: usize,
     restore: Box<Restore>,
     calls_before: [u64; ledger::NR_KINDS],
-    told: Option<(Phase, u64)>,
+    stages_before_ns: [u64; Stage::ALL.len()],
+    told: Option<((Phase, u32), u64)>,
 }
 
 impl Reception {
@@ -62,9 +63,9 @@ impl Reception {
             store: service(order.store_port, order.store_domid),
             console: service(order.console_port, order.console_domid),
         };
-        let calls_before = ledger::counts();
+        let (calls_before, stages_before_ns) = (ledger::counts(), xen.stages.spent_ns());
         let restore = Box::new(Restore::new(config, xen).map_err(ReceiveError::Restore)?);
-        Ok(Self { token: order.token, nr_proven: 0, restore, calls_before, told: None })
+        Ok(Self { token: order.token, nr_proven: 0, restore, calls_before, stages_before_ns, told: None })
     }
 
     /// Takes what the ring holds: page contents straight into frames, all else by way of its private buffer; returns how
@@ -131,17 +132,22 @@ impl Reception {
     /// # Errors
     /// The stream is not complete.
     pub(crate) fn close(&mut self, xen: &mut TargetXen) -> Result<(), ReceiveError> {
-        if self.nr_proven < TOKEN_BYTES {
+        if !self.is_proven() {
             return self.reject();
         }
         self.restore.close(xen).map(drop).map_err(ReceiveError::Restore)
+    }
+
+    /// Tells whether the client is stubctl: the whole token has come.
+    pub(crate) fn is_proven(&self) -> bool {
+        self.nr_proven == TOKEN_BYTES
     }
 
     /// Returns what the reception came to, once it is complete.
     ///
     /// # Errors
     /// The target lacks one of its rings.
-    pub(crate) fn restored(&self) -> Result<Option<FromStub<'static>>, ReceiveError> {
+    pub(crate) fn restored(&self, xen: &TargetXen) -> Result<Option<FromStub<'static>>, ReceiveError> {
         let Some(restore::Report { nr_bytes, tally, target }) = self.restore.report() else {
             return Ok(None);
         };
@@ -154,6 +160,7 @@ impl Reception {
             nr_pages_4k: target.census.nr_4k,
             nr_given_back: tally.nr_given_back,
             nr_hypercalls: self.calls(),
+            stage_ns: self.stage_ns(xen),
         };
         if target.nr_owned != target.nr_expected {
             log::warn!("the target owns {} pages, expected {}", target.nr_owned, target.nr_expected);
@@ -163,15 +170,15 @@ impl Reception {
         Ok(Some(FromStub::Restored { store, console, report }))
     }
 
-    /// Returns how far it is, when that is worth a message: a new phase, or a while after the last.
+    /// Returns how far it is, when that is worth a message: a new phase or pass, or a while after the last.
     pub(crate) fn progress(&mut self, now_ns: u64) -> Option<Progress> {
         let progress = self.state();
-        let is_due =
-            self.told.is_none_or(|(phase, at)| phase != progress.phase || now_ns >= at + PROGRESS_NS);
+        let stage = (progress.phase, progress.pass);
+        let is_due = self.told.is_none_or(|(told, at)| told != stage || now_ns >= at + PROGRESS_NS);
         if !is_due {
             return None;
         }
-        self.told = Some((progress.phase, now_ns));
+        self.told = Some((stage, now_ns));
         Some(progress)
     }
 
@@ -192,6 +199,11 @@ impl Reception {
     fn calls(&self) -> [u64; ledger::NR_KINDS] {
         let now = ledger::counts();
         core::array::from_fn(|kind| now[kind] - self.calls_before[kind])
+    }
+
+    fn stage_ns(&self, xen: &TargetXen) -> [u64; Stage::ALL.len()] {
+        let now = xen.stages.spent_ns();
+        core::array::from_fn(|stage| now[stage] - self.stages_before_ns[stage])
     }
 
     /// Compares all of what has come with its part of the token, without stopping at the first difference.

@@ -102,6 +102,11 @@ impl Ring {
         self.settle(taken)
     }
 
+    /// Whether there is something to do: more of an open stream has come, or its end.
+    pub(crate) fn is_stirring(&self) -> bool {
+        self.server.is_readable() || !self.server.is_connected()
+    }
+
     /// Whether the private buffer holds bytes.
     pub(crate) fn is_buffered(&self) -> bool {
         !self.left.is_empty()

@@ -4,13 +4,14 @@ use crate::exchange::{Reply, Service};
 use crate::life;
 use crate::link::{Link, LinkError};
 use crate::net::{Addressing, Net, Stream};
+use crate::patience::Patience;
 use crate::receive::{ReceiveError, Reception};
 use crate::ring::Ring;
 use crate::status::Status;
 use crate::survey;
 use crate::target::TargetXen;
 use alloc::string::ToString;
-use control::{FromStub, MAX_TEXT_BYTES, Phase, Receive, ToStub, Transport, VCHAN_PATH, VERSION};
+use control::{FromStub, MAX_TEXT_BYTES, Phase, Receive, Stage, ToStub, Transport, VCHAN_PATH, VERSION};
 use core::fmt;
 use xen_front::boot::Domain;
 use xen_front::clock::Clock;
@@ -35,6 +36,9 @@ const MAX_PORTS: usize = 5;
 
 /// Bytes of a stream that are taken before the stub looks at everything else again.
 const TURN_BYTES: usize = 1 << 20;
+
+/// How long whoever connects may take to prove that it is stubctl, in nanoseconds: the next in line waits for it.
+const PROOF_NS: u64 = 2_000_000_000;
 
 /// Why the stub cannot start.
 #[derive(Debug)]
@@ -95,6 +99,7 @@ pub(crate) struct Stub {
     memory: Memory,
     events: Events,
     clock: Clock,
+    patience: Patience,
     store: Xenstore,
     grants: GrantTable,
     net: Net,
@@ -106,6 +111,8 @@ pub(crate) struct Stub {
     status: Status,
     /// When the stub ends if it has no target by then, in nanoseconds of system time.
     pair_by_ns: u64,
+    /// When a client is turned away that has not proven itself by then, in nanoseconds of system time.
+    prove_by_ns: Option<u64>,
     xen: Option<TargetXen>,
     reception: Option<Reception>,
     exchange: Service,
@@ -137,12 +144,14 @@ impl Stub {
         let (used, free) = xen_front::heap::usage();
         log::info!("up, {} KiB of heap used, {} KiB free", used >> 10, free >> 10);
         let (ring, transport) = (None, Transport::Tcp);
+        let patience = Patience::new(clock);
         let pair_by_ns = clock.now_ns() + life::UNPAIRED_NS;
         let (xen, reception, exchange, is_half_built) = (None, None, Service::default(), false);
         Ok(Self {
             memory,
             events,
             clock,
+            patience,
             store,
             grants,
             net,
@@ -151,6 +160,7 @@ impl Stub {
             link,
             status,
             pair_by_ns,
+            prove_by_ns: None,
             xen,
             reception,
             exchange,
@@ -180,25 +190,36 @@ impl Stub {
 
     /// Does what stubctl says.
     pub(crate) fn obey(&mut self) {
-        self.events.take(self.link.port());
-        match self.link.follow(&mut self.store) {
-            Ok(vchan::Status::Open) => {}
-            Ok(vchan::Status::Ended) => return self.give_up("stubctl is gone"),
-            Ok(vchan::Status::Awaited) => return,
-            Err(error) => return log::warn!("control: {error}"),
-        }
         loop {
-            match self.link.command() {
-                Ok(Some(command)) => self.command(command),
-                Ok(None) => return,
+            self.events.take(self.link.port());
+            match self.link.follow(&mut self.store) {
+                Ok(vchan::Status::Open) => {}
+                Ok(vchan::Status::Ended) => return self.give_up("stubctl is gone"),
+                Ok(vchan::Status::Awaited) => return,
+                Err(error) => return log::warn!("control: {error}"),
+            }
+            match self.obey_all() {
+                Ok(0) => return,
+                // An answer may have taken the event that tells of stubctl's end: look again.
+                Ok(_) => {}
                 Err(error) => return self.give_up(&error.to_string()),
             }
         }
     }
 
+    /// Does all that has come; gives how many commands that were.
+    fn obey_all(&mut self) -> Result<usize, LinkError> {
+        let mut nr_done = 0;
+        while let Some(command) = self.link.command()? {
+            self.command(command);
+            nr_done += 1;
+        }
+        Ok(nr_done)
+    }
+
     /// Moves the network and takes what has come of the stream; says whether there is more.
     pub(crate) fn receive(&mut self) -> bool {
-        self.net.poll(self.clock.now_ns());
+        self.poll_net();
         if let Some(ring) = &mut self.ring {
             ring.follow(&mut self.store);
         }
@@ -218,13 +239,30 @@ impl Stub {
         if stream == Stream::Ended && result == Ok(0) {
             result = reception.close(xen).map(|()| 0);
         }
-        match result.and_then(|_| reception.restored()) {
+        let is_unproven = stream == Stream::Open && !reception.is_proven();
+        let now_ns = self.clock.now_ns();
+        self.prove_by_ns = is_unproven.then(|| self.prove_by_ns.unwrap_or(now_ns + PROOF_NS));
+        if self.prove_by_ns.is_some_and(|by_ns| now_ns >= by_ns) {
+            result = Err(ReceiveError::Intruder);
+        }
+        match result.and_then(|_| reception.restored(xen)) {
             Ok(None) => self.tell_progress(),
             Ok(Some(message)) => self.complete(&message),
             Err(ReceiveError::Intruder) => self.turn_away(),
             Err(error) => self.fail(&CommandError::Receive(error)),
         }
         more
+    }
+
+    /// Moves the network; a stream that comes this way spends its time here.
+    fn poll_net(&mut self) {
+        let (net, now_ns) = (&mut self.net, self.clock.now_ns());
+        match &mut self.xen {
+            Some(xen) if self.transport == Transport::Tcp => {
+                xen.stages.time(Stage::Network, || net.poll(now_ns));
+            }
+            _ => net.poll(now_ns),
+        }
     }
 
     /// Sleeps until something happens.
@@ -239,13 +277,23 @@ impl Stub {
         if front.has_failed() {
             return self.follow_vif();
         }
+        if self.more_comes_soon() {
+            return;
+        }
         let pair_by = self.follow_loneliness();
         let deadline = self.net.deadline(self.clock.now_ns());
-        let deadline =
-            pair_by.map_or(deadline, |pair_by| Some(deadline.map_or(pair_by, |at| at.min(pair_by))));
+        let deadline = [deadline, pair_by, self.prove_by_ns].into_iter().flatten().min();
         if let Err(errno) = self.events.wait(&ports, deadline) {
             panic!("cannot wait for events: {errno}");
         }
+        self.patience.begin();
+    }
+
+    /// Stays awake for a moment in the midst of a stream on the ring; tells whether more of it has come.
+    fn more_comes_soon(&mut self) -> bool {
+        let ring =
+            self.ring.as_ref().filter(|ring| ring.stream() == Stream::Open && self.reception.is_some());
+        ring.is_some_and(|ring| self.patience.stay_awake(|| ring.is_stirring()))
     }
 
     /// Ends a stub that nobody pairs; returns until when somebody may, if nobody has.
@@ -288,7 +336,7 @@ impl Stub {
                 Err(CommandError::Unexpected(command))
             }
             ToStub::Reserve(reserved) if self.exchange.reserve(&reserved) => Ok(()),
-            ToStub::Exchange(_) | ToStub::Swap | ToStub::Finish | ToStub::Repair(_) => {
+            ToStub::Exchange(_) | ToStub::Swap | ToStub::Finish | ToStub::CountHeld | ToStub::Repair(_) => {
                 self.exchange_step(command)
             }
             ToStub::Receive(order) => self.begin(&order),
@@ -323,7 +371,8 @@ impl Stub {
             Some(xen) => return Err(CommandError::Paired(xen.target().domid())),
             None => {
                 let target = Target::new(domid).map_err(|errno| CommandError::Target(domid, errno))?;
-                let xen = TargetXen::new(&mut self.memory, target).map_err(CommandError::Window)?;
+                let xen = TargetXen::new(&mut self.memory, target, self.clock);
+                let xen = xen.map_err(CommandError::Window)?;
                 self.xen = Some(xen);
                 log::info!("paired with {domid}");
                 if let Err(error) = life::watch_target(&mut self.store, domid) {
@@ -370,8 +419,9 @@ impl Stub {
                     }
                 })
             }
+            ToStub::CountHeld => self.exchange.count_held(xen),
             ToStub::Repair(order) => Some(Service::repair(&order, xen)),
-            _ => self.exchange.finish(xen),
+            _ => self.exchange.finish(xen, self.clock),
         };
         match reply.ok_or(CommandError::Unexpected(command))? {
             Reply::Prepared(prepared) => self.say(&FromStub::Prepared(prepared)),
@@ -381,6 +431,7 @@ impl Stub {
                 let text = text.get(..text.floor_char_boundary(MAX_TEXT_BYTES)).unwrap_or_default();
                 self.say(&FromStub::NotExchanged { reason, text });
             }
+            Reply::Held(nr_frames) => self.say(&FromStub::Held { nr_frames }),
             Reply::Over => self.say(&FromStub::Done),
         }
         if !self.exchange.is_busy() {
@@ -433,6 +484,7 @@ impl Stub {
 
     /// Drops a connection that is not stubctl's, and waits for the next.
     fn turn_away(&mut self) {
+        self.prove_by_ns = None;
         match self.transport {
             Transport::Ring => log::warn!("dropped a client of the ring: it did not open with the token"),
             Transport::Tcp => {
@@ -471,7 +523,7 @@ impl Stub {
             self.hang_up();
         }
         if let Some(xen) = &mut self.xen {
-            if let Some(Reply::NotExchanged(_, text)) = self.exchange.finish(xen) {
+            if let Some(Reply::NotExchanged(_, text)) = self.exchange.finish(xen, self.clock) {
                 log::error!("ending the exchange: {text}");
             }
             migration::xen::Xen::unmap(xen);

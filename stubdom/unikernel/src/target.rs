@@ -1,8 +1,13 @@
 //! The real implementor of [`migration::xen::Xen`]: hypercalls on the stub's target, and the window.
 
 mod exchange;
+mod stages;
 
-use migration::xen::{self, Access, Errno, WINDOW_FRAMES};
+pub(crate) use stages::Stages;
+
+use control::Stage;
+use migration::xen::{self, Access, EXCHANGE_FRAMES, Errno};
+use xen_front::clock::Clock;
 use xen_front::hypercall::hvm;
 use xen_front::hypercall::memory::{self, Resource};
 use xen_front::m2p::MachineToPhys;
@@ -28,17 +33,20 @@ pub(crate) struct TargetXen {
     machine_to_phys: Option<MachineToPhys>,
     /// Calls until a panic: a test of what a dying stub leaves.
     fuse: Option<u32>,
+    /// Where the time goes.
+    pub(crate) stages: Stages,
 }
 
 impl TargetXen {
-    pub(crate) fn new(memory: &mut Memory, target: Target) -> Result<Self, Error> {
-        let window = Window::new(memory, target, WINDOW_FRAMES)?;
+    pub(crate) fn new(memory: &mut Memory, target: Target, clock: Clock) -> Result<Self, Error> {
+        let window = Window::new(memory, target, EXCHANGE_FRAMES)?;
         let grants = Window::new(memory, target, NR_GRANT_FRAMES)?;
         let machine_to_phys = MachineToPhys::new();
         if let Err(errno) = &machine_to_phys {
             log::warn!("no machine-to-phys table: {errno}");
         }
-        Ok(Self { target, window, grants, machine_to_phys: machine_to_phys.ok(), fuse: None })
+        let stages = Stages::new(clock);
+        Ok(Self { target, window, grants, machine_to_phys: machine_to_phys.ok(), fuse: None, stages })
     }
 
     /// Has the call to Xen after `nr_calls` more panic instead.
@@ -69,7 +77,8 @@ impl TargetXen {
         at: usize,
         len: usize,
     ) {
-        self.window.write_shared(slot, offset, from, at, len);
+        let Self { window, stages, .. } = self;
+        stages.time(Stage::Copy, || window.write_shared(slot, offset, from, at, len));
     }
 
     /// Shows machine frame `mfn` alone in the window.
@@ -83,26 +92,32 @@ impl TargetXen {
 impl xen::Xen for TargetXen {
     fn populate_physmap(&mut self, order: Order, extents: &[Gfn]) -> usize {
         self.burn();
-        memory::populate_physmap(self.target, order, extents).unwrap_or(0)
+        let target = self.target;
+        self.stages.time(Stage::Populate, || memory::populate_physmap(target, order, extents).unwrap_or(0))
     }
 
     fn decrease_reservation(&mut self, order: Order, extents: &[Gfn]) -> usize {
         self.burn();
-        memory::decrease_reservation(self.target, order, extents).unwrap_or(0)
+        let target = self.target;
+        self.stages
+            .time(Stage::Populate, || memory::decrease_reservation(target, order, extents).unwrap_or(0))
     }
 
     fn map(&mut self, access: Access, gfns: &[Gfn], errors: &mut [i32]) {
         self.burn();
-        self.window.map(in_window(access), gfns, errors);
+        let Self { window, stages, .. } = self;
+        stages.time(Stage::Map, || window.map(in_window(access), gfns, errors));
     }
 
     fn unmap(&mut self) {
         self.burn();
-        self.window.unmap();
+        let Self { window, stages, .. } = self;
+        stages.time(Stage::Map, || window.unmap());
     }
 
     fn fill(&mut self, slot: usize, offset: usize, bytes: &[u8]) {
-        self.window.write(slot, offset, bytes);
+        let Self { window, stages, .. } = self;
+        stages.time(Stage::Copy, || window.write(slot, offset, bytes));
     }
 
     fn matches(&self, slot: usize, offset: usize, bytes: &[u8]) -> bool {

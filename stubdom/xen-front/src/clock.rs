@@ -29,12 +29,6 @@ impl Clock {
         }
     }
 
-    /// Returns `tsc_to_system_mul` and `tsc_shift`, as they are now.
-    pub fn scale(&self) -> (u32, i8) {
-        let time = self.read();
-        (time.tsc_to_system_mul, time.tsc_shift)
-    }
-
     /// Returns the seconds and nanoseconds of Xen's boot since the Unix epoch.
     pub fn wall_clock_base(&self) -> (u64, u32) {
         loop {

@@ -28,6 +28,36 @@ pub enum Hypercall {
     Other,
 }
 
+impl Hypercall {
+    /// Every kind, in the order of [`counts`].
+    pub const ALL: [Self; NR_KINDS] = [
+        Self::PopulatePhysmap,
+        Self::DecreaseReservation,
+        Self::MemoryOther,
+        Self::MmuUpdate,
+        Self::MmuOther,
+        Self::Hvm,
+        Self::EventChannel,
+        Self::Sched,
+        Self::Other,
+    ];
+
+    /// The name in reports.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::PopulatePhysmap => "populate_physmap",
+            Self::DecreaseReservation => "decrease_reservation",
+            Self::MemoryOther => "memory_op",
+            Self::MmuUpdate => "mmu_update",
+            Self::MmuOther => "mmuext_op",
+            Self::Hvm => "hvm_op",
+            Self::EventChannel => "event_channel_op",
+            Self::Sched => "sched_op",
+            Self::Other => "other",
+        }
+    }
+}
+
 /// How many kinds there are.
 pub const NR_KINDS: usize = Hypercall::Other as usize + 1;
 

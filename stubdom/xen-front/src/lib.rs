@@ -6,7 +6,7 @@
 //!
 //! A guest is one macro and one function:
 //!
-//! ```ignore
+//! ```text
 //! #![no_std]
 //! #![no_main]
 //! xen_front::entry!(include_str!("start.S"), run);
@@ -44,6 +44,7 @@ pub mod net;
 pub mod panic;
 pub mod pte;
 pub mod ring;
+pub mod run_time;
 pub mod shared_mem;
 pub mod start_info;
 pub mod target;

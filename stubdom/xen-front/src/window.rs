@@ -13,6 +13,7 @@
 #![allow(unsafe_code, reason = "maps frames of another domain and copies their bytes")]
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use crate::abi::{MMU_NORMAL_PT_UPDATE, MMU_PT_UPDATE_NO_TRANSLATE, MmuUpdate};
 use crate::errno::Errno;
@@ -51,6 +52,8 @@ pub struct Window {
     nr_used: usize,
     /// Arguments of the next `mmu_update`; never grows past its first capacity.
     updates: Vec<MmuUpdate>,
+    /// The same for emptying slots whose new frames were refused.
+    emptying: Vec<MmuUpdate>,
 }
 
 impl Window {
@@ -60,7 +63,8 @@ impl Window {
     /// Pages or addresses have run out, or Xen refuses the page tables.
     pub fn new(memory: &mut Memory, target: Target, nr_slots: usize) -> Result<Self, Error> {
         let region = memory.region(nr_slots)?;
-        Ok(Self { target, region, nr_slots, nr_used: 0, updates: Vec::with_capacity(nr_slots) })
+        let [updates, emptying] = [Vec::with_capacity(nr_slots), Vec::with_capacity(nr_slots)];
+        Ok(Self { target, region, nr_slots, nr_used: 0, updates, emptying })
     }
 
     /// Shows the frame behind `gfns[i]` in slot `i`, and empties all other slots.
@@ -188,12 +192,14 @@ impl Window {
         }
     }
 
-    /// Sends the updates; where one fails, notes it, empties its slot if it was used, and goes on behind it.
-    fn send(&mut self, nr_reused: usize, errors: &mut [i32]) {
+    /// Sends the updates; where one fails, notes it, empties its slot and all behind it that were used, and goes on behind
+    /// it: where one frame is missing, more often are.
+    fn send(&mut self, mut nr_reused: usize, errors: &mut [i32]) {
         errors.fill(0);
         let mut first = 0;
+        nr_reused = nr_reused.min(self.updates.len());
         while first < self.updates.len() {
-            let (nr_done, result) = self.update(first);
+            let (nr_done, result) = self.update(&self.updates[first..]);
             let failed = first + nr_done;
             let Err(errno) = result else { return };
             if let Some(error) = errors.get_mut(failed) {
@@ -201,26 +207,29 @@ impl Window {
             }
             first = failed + 1;
             if failed < nr_reused {
-                self.empty(failed);
+                self.empty(failed..nr_reused);
+                nr_reused = 0;
             }
         }
     }
 
-    /// Empties a slot whose new frame was refused: it still shows the old one.
-    fn empty(&mut self, nr: usize) {
-        self.updates[nr].val = Pte::EMPTY.raw();
-        self.updates[nr].ptr &= !MMU_PT_UPDATE_NO_TRANSLATE;
-        let update = &self.updates[nr..=nr];
-        // SAFETY: as in `update`.
-        let (_, result) = unsafe { mmu::mmu_update(update, self.target.domid()) };
+    /// Empties the slots of some of the updates: they still show what they did.
+    fn empty(&mut self, updates: Range<usize>) {
+        self.emptying.clear();
+        let emptied = |update: &MmuUpdate| MmuUpdate {
+            ptr: update.ptr & !MMU_PT_UPDATE_NO_TRANSLATE,
+            val: Pte::EMPTY.raw(),
+        };
+        self.emptying.extend(self.updates[updates].iter().map(emptied));
+        let (_, result) = self.update(&self.emptying);
         // PANIC: Xen takes an empty entry for a table of our own whatever it held before.
         result.expect("emptying a slot");
     }
 
-    fn update(&self, first: usize) -> (usize, Result<(), Errno>) {
+    fn update(&self, updates: &[MmuUpdate]) -> (usize, Result<(), Errno>) {
         // SAFETY: the entries are those of the window's own address space, where no Rust value ever lives, and name
         // frames of another domain (`Target`), so no memory of ours is mapped a second time.
-        unsafe { mmu::mmu_update(&self.updates[first..], self.target.domid()) }
+        unsafe { mmu::mmu_update(updates, self.target.domid()) }
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::xenctrl::{XcInterface, XenError, Xenctrl, done};
 use std::ffi::{c_int, c_ulong};
+use std::ptr::{self, NonNull};
 use xen_front::types::{Domid, Mfn};
 
 #[link(name = "xenctrl")]
@@ -13,6 +14,7 @@ unsafe extern "C" {
 
 #[link(name = "xenguest")]
 unsafe extern "C" {
+    fn xc_map_m2p(xch: *mut XcInterface, max_mfn: c_ulong, prot: c_int, mfn0: *mut c_ulong) -> *mut u64;
     fn xc_mark_page_online(xch: *mut XcInterface, start: c_ulong, end: c_ulong, status: *mut u32) -> c_int;
     fn xc_query_page_offline_status(
         xch: *mut XcInterface,
@@ -21,6 +23,12 @@ unsafe extern "C" {
         status: *mut u32,
     ) -> c_int;
 }
+
+/// What libxenguest maps the machine-to-phys table by (`M2P_SHIFT`), in bytes.
+const M2P_CHUNK_BYTES: usize = 1 << 21;
+
+/// What stands in the table for a frame that no domain has at a place (`INVALID_M2P_ENTRY`).
+const NO_GFN: u64 = u64::MAX;
 
 /// One of the two calls on a range of frames.
 type RangeCall = unsafe extern "C" fn(*mut XcInterface, c_ulong, c_ulong, *mut u32) -> c_int;
@@ -33,12 +41,31 @@ impl Xenctrl {
         done(rc, "xc_domain_setmaxmem", domid)
     }
 
-    /// The highest frame of the host's memory.
-    pub(crate) fn max_mfn(&self) -> Result<Mfn, XenError> {
-        let mut highest = 0;
-        // SAFETY: the handle is open; `highest` is an `unsigned long`.
-        let rc = unsafe { xc_maximum_ram_page(self.raw(), &raw mut highest) };
-        if rc < 0 { Err(failed("xc_maximum_ram_page")) } else { Ok(Mfn::new(highest)) }
+    /// The frame past the host's memory (`XENMEM_maximum_ram_page`, which is named after the highest).
+    pub(crate) fn end_mfn(&self) -> Result<Mfn, XenError> {
+        let mut end = 0;
+        // SAFETY: the handle is open; `end` is an `unsigned long`.
+        let rc = unsafe { xc_maximum_ram_page(self.raw(), &raw mut end) };
+        if rc < 0 { Err(failed("xc_maximum_ram_page")) } else { Ok(Mfn::new(end)) }
+    }
+
+    /// Tells, by the machine-to-phys table, whether a domain has the frame at a place of its memory. If not it is free, or
+    /// Xen's own.
+    pub(crate) fn has_place(&self, mfn: Mfn) -> Result<bool, XenError> {
+        let end = self.end_mfn()?.raw();
+        let none = XenError { call: "xc_map_m2p", domid: None, errno: libc::EINVAL };
+        let index = usize::try_from(mfn.raw()).ok().filter(|_| mfn.raw() < end).ok_or(none)?;
+        // SAFETY: the handle is open; no first frame is asked for.
+        let table = unsafe { xc_map_m2p(self.raw(), end, libc::PROT_READ, ptr::null_mut()) };
+        let table = NonNull::new(table).ok_or_else(|| failed("xc_map_m2p"))?;
+        // SAFETY: the table has an entry for every frame below `end`, of which this is one.
+        let entry = unsafe { table.as_ptr().add(index) };
+        // SAFETY: the entry is mapped for reading, and aligned; Xen may change it meanwhile.
+        let gfn = unsafe { entry.read_volatile() };
+        let nr_bytes = usize::try_from(end * 8).unwrap_or(usize::MAX).next_multiple_of(M2P_CHUNK_BYTES);
+        // SAFETY: libxenguest has mapped that many bytes in one piece; nothing points there any more.
+        unsafe { libc::munmap(table.as_ptr().cast(), nr_bytes) };
+        Ok(gfn != NO_GFN)
     }
 
     /// Takes the mark back; gives the status word (`PG_ONLINE_*`).

@@ -163,6 +163,8 @@ pub(crate) struct DomainInfo {
     pub(crate) shared_info: Mfn,
     /// Highest number of a vCPU.
     pub(crate) max_vcpu: u32,
+    /// Time on processors so far, Xen's work on its behalf included, in nanoseconds.
+    pub(crate) cpu_ns: u64,
 }
 
 /// An open interface to the hypervisor.
@@ -302,6 +304,7 @@ impl From<GetDomainInfo> for DomainInfo {
             max_pages: info.max_pages,
             shared_info: Mfn::new(info.shared_info_frame),
             max_vcpu: info.max_vcpu_id,
+            cpu_ns: info.cpu_time,
         }
     }
 }
@@ -323,6 +326,7 @@ mod tests {
         assert_eq!(offset_of!(GetDomainInfo, tot_pages), 8);
         assert_eq!(offset_of!(GetDomainInfo, max_pages), 16);
         assert_eq!(offset_of!(GetDomainInfo, shared_info_frame), 48);
+        assert_eq!(offset_of!(GetDomainInfo, cpu_time), 56);
         assert_eq!(offset_of!(GetDomainInfo, max_vcpu_id), 68);
         assert_eq!(offset_of!(GetDomainInfo, handle), 76);
         assert_eq!(offset_of!(GetDomainInfo, arch_config), 104);

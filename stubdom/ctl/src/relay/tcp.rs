@@ -8,13 +8,17 @@ use crate::ffi::sys::{self, Polled};
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::net::{Ipv6Addr, SocketAddrV6, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// How much the pipe may hold: the most that Linux gives without privilege.
 const PIPE_BYTES: i32 = 1 << 20;
 
 /// A write of so many bytes to a pipe with room succeeds whole (`PIPE_BUF`).
 const COPY_BYTES: usize = 4096;
+
+/// Between two attempts to connect.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// A pipe and a connection.
 pub(crate) struct Tcp {
@@ -28,7 +32,8 @@ pub(crate) struct Tcp {
 }
 
 impl Tcp {
-    /// Connects to the stub and opens the connection with its token.
+    /// Connects to the stub and opens the connection with its token. The stub serves one connection at a time and turns
+    /// strangers away: a refusal is tried again until `timeout`.
     ///
     /// # Errors
     /// [`RelayError::Connect`].
@@ -40,7 +45,17 @@ impl Tcp {
     ) -> Result<Self, RelayError> {
         let error = |error: io::Error| RelayError::Connect { address, kind: error.kind() };
         let socket_address = SocketAddrV6::new(address, control::STREAM_PORT, 0, scope);
-        let mut socket = TcpStream::connect_timeout(&socket_address.into(), timeout).map_err(error)?;
+        let deadline = Instant::now() + timeout;
+        let mut socket = loop {
+            match TcpStream::connect_timeout(&socket_address.into(), timeout) {
+                Err(refused)
+                    if refused.kind() == io::ErrorKind::ConnectionRefused && Instant::now() < deadline =>
+                {
+                    thread::sleep(AGAIN);
+                }
+                connected => break connected.map_err(error)?,
+            }
+        };
         socket.set_nodelay(true).map_err(error)?;
         socket.write_all(token).map_err(error)?;
         Self::over(socket).map_err(error)

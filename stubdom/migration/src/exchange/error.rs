@@ -54,8 +54,6 @@ pub enum Step {
     Grants,
     /// Mapping.
     Map,
-    /// `XENMEM_current_reservation`.
-    Reservation,
     /// `XENMEM_add_to_physmap`.
     Move,
     /// `XENMEM_decrease_reservation`.

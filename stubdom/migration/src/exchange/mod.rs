@@ -18,8 +18,8 @@
 //! The mapping of the old frames is kept from the first phase to the last: it keeps them alive after they have left the
 //! guest, for copying, repair and scrubbing, and its end is what retires a frame that was marked offline before.
 //!
-//! What no hypercall shows cannot be refused: pages that Xen itself has pinned (a registered `vcpu_info`, the FIFO event
-//! channels). They show afterwards: [`Report::is_held`].
+//! No hypercall shows the pages that Xen itself has pinned (a registered `vcpu_info`, the FIFO event channels). The caller
+//! looks for them ([`pinned`]); one that was missed shows afterwards: [`Report::held`].
 
 mod error;
 pub mod grants;
@@ -29,14 +29,14 @@ mod plan;
 mod repair;
 mod superpage;
 
-use crate::xen::{Access, Errno, PageType, WINDOW_FRAMES, XenExchange};
+use crate::xen::{Access, EXCHANGE_FRAMES, Errno, PageType, XenExchange};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 use xen_front::types::{Gfn, Mfn, Order};
 
 pub use error::{Error, Step};
-pub use plan::{Blocker, Plan, Refusal, Reserved, Role, Survey};
+pub use plan::{Alone, Blocker, Plan, Refusal, Reserved, Role, Survey};
 pub use repair::{Insurance, repair};
 
 /// Pages of a region.
@@ -51,10 +51,13 @@ const OLD: usize = 0;
 /// Where in the window the new frame of a page alone is, while it waits.
 const WAITING: usize = 1;
 
-/// Where in the window new frames are, and where the guest's are looked at.
-const NEW: usize = REGION_LEN;
+/// Where in the window the copy of a superpage is, while it waits.
+const COPY: usize = REGION_LEN;
 
-const _: () = assert!(NEW + REGION_LEN <= WINDOW_FRAMES);
+/// Where in the window new frames are, and where the guest's are looked at.
+const NEW: usize = 2 * REGION_LEN;
+
+const _: () = assert!(NEW + REGION_LEN <= EXCHANGE_FRAMES);
 
 /// Gfns where no guest has memory or devices: between the local APIC's page and libxc's special pages (hvmloader takes
 /// a few from the top).
@@ -84,7 +87,7 @@ pub enum Outcome {
 }
 
 /// What an exchange came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// The page.
     pub gfn: Gfn,
@@ -94,10 +97,9 @@ pub struct Report {
     pub new: Mfn,
     /// How it came out.
     pub outcome: Outcome,
-    /// Whether the target still owns more than before: somebody else (Xen itself, a backend) holds an old frame and
-    /// goes on using it. Such a guest should be migrated soon. A guest that balloons meanwhile blurs this count: what
-    /// Xen tells dom0 of the old frame (offlined, or still pending) is the last word.
-    pub is_held: bool,
+    /// Frames that are out of the guest and that it owns still: somebody else (Xen itself, a backend, a device model that
+    /// has not let go yet) holds them and goes on using them. [`XenExchange::retain_orphans`] tells later whether he has let go.
+    pub held: Vec<Mfn>,
     /// Whether Xen refused to have the page read-only again, as it was.
     pub lost_read_only: Option<Errno>,
 }
@@ -111,9 +113,8 @@ pub struct Exchange {
     mfn: Mfn,
     gfn: Gfn,
     plan: Plan,
-    is_superpage: bool,
+    alone: Option<Alone>,
     page_type: PageType,
-    nr_owned: u64,     // before anything was populated
     scratch: Vec<Gfn>, // where new pages wait that are not the guest's yet
     errors: Vec<i32>,
     replaced: Vec<usize>, // slots of old frames that are the guest's no more
@@ -133,11 +134,10 @@ impl Exchange {
             mfn,
             gfn,
             plan: Plan::Page,
-            is_superpage: false,
+            alone: None,
             page_type: PageType::Ram,
-            nr_owned: 0,
             scratch: Vec::with_capacity(REGION_LEN),
-            errors: vec![0; REGION_LEN],
+            errors: vec![0; 2 * REGION_LEN],
             replaced: Vec::with_capacity(REGION_LEN),
             swapped: None,
             lost_read_only: None,
@@ -161,9 +161,10 @@ impl Exchange {
         self.gfn
     }
 
-    /// Tells whether the page is in a superpage now.
-    pub fn is_superpage(&self) -> bool {
-        self.is_superpage
+    /// Returns why the page of a superpage is exchanged alone, which splits the superpage; `None` when the whole superpage
+    /// is exchanged, or there is none.
+    pub fn alone(&self) -> Option<Alone> {
+        self.alone
     }
 
     /// Exchanges; the guest and its device model stand still from before the call until after it.
@@ -196,36 +197,39 @@ impl Exchange {
             return if self.scratch.is_empty() { Ok(None) } else { Err(DECREASE_FAILED) };
         };
         self.replaced.iter().for_each(|slot| xen.zero(*slot));
+        let mut held: Vec<Mfn> = self.replaced.iter().filter_map(|slot| xen.mfn(*slot)).collect();
         self.release(xen);
         if !self.scratch.is_empty() {
             return Err(DECREASE_FAILED);
         }
-        let nr_owned = retry(|| xen.current_reservation()).map_err(at(Step::Reservation))?;
+        xen.retain_orphans(&mut held);
         Ok(Some(Report {
             gfn: self.gfn,
             old: self.mfn,
             new,
             outcome,
-            is_held: nr_owned > self.nr_owned,
+            held,
             lost_read_only: self.lost_read_only,
         }))
     }
 
     fn prepare_with<X: XenExchange>(&mut self, request: &Request<'_>, xen: &mut X) -> Result<(), Error> {
-        self.nr_owned = retry(|| xen.current_reservation()).map_err(at(Step::Reservation))?;
         let survey = self.survey(request, xen)?;
         self.plan = survey.plan()?;
-        self.is_superpage = survey.is_superpage();
-        if self.plan == Plan::Superpage && !self.reserve_region(request.scratch_region, xen) {
-            self.plan = Plan::Page;
+        if survey.is_superpage() {
+            self.alone = match (self.plan, request.scratch_region) {
+                (_, None) => Some(Alone::Asked),
+                (Plan::Page, _) => Some(Alone::Neighbour),
+                (Plan::Superpage, Some(start)) if self.reserve_region(start, xen) => None,
+                (Plan::Superpage, Some(_)) => Some(Alone::NoMemory),
+            };
         }
-        if self.plan == Plan::Page {
+        if self.plan == Plan::Page || self.alone.is_some() {
+            self.plan = Plan::Page;
             self.reserve_page(xen)?;
         }
         let mut held = self.pages();
-        if self.plan == Plan::Page {
-            held.extend(&self.scratch);
-        }
+        held.extend(&self.scratch);
         let errors = &mut self.errors[..held.len()];
         xen.map(Access::Write, &held, errors);
         if errors.iter().any(|error| *error != 0) {
@@ -236,10 +240,7 @@ impl Exchange {
         }
         if self.plan == Plan::Superpage {
             // The guest may write while its pages are compared; the swap looks again.
-            match self.insure(xen) {
-                Ok(()) | Err(Error::CopyDiffers { .. }) => {}
-                Err(error) => return Err(error),
-            }
+            let _ = self.insure(xen);
         }
         Ok(())
     }
@@ -263,12 +264,15 @@ impl Exchange {
         }
         // Types and grants are asked for where they matter: of the page, and of all pages of what could be exchanged whole.
         let mut survey = Survey { mfn: self.mfn, gfn: self.gfn, frames, blockers };
-        let asked = if survey.plan()? == Plan::Superpage { region } else { vec![self.gfn] };
+        let is_whole = request.scratch_region.is_some() && survey.plan()? == Plan::Superpage;
+        let asked = if is_whole { region } else { vec![self.gfn] };
         for &gfn in &asked {
             survey.blockers.extend(self.type_blocker(gfn, xen)?.map(|blocker| (gfn, blocker)));
         }
         survey.blockers.extend(grant_blocker(&[self.gfn], xen)?);
-        survey.blockers.extend(grant_blocker(&asked, xen)?);
+        if is_whole {
+            survey.blockers.extend(grant_blocker(&asked, xen)?);
+        }
         Ok(survey)
     }
 
@@ -287,14 +291,8 @@ impl Exchange {
 
     /// Has a new page wait at a hole.
     fn reserve_page<X: XenExchange>(&mut self, xen: &mut X) -> Result<(), Error> {
-        let candidates: Vec<Gfn> =
-            (SCRATCH_PAGES.start.raw()..SCRATCH_PAGES.end.raw()).map(Gfn::new).collect();
-        let frames = self.look(&candidates, xen);
-        let holes = candidates.into_iter().zip(frames).zip(&self.errors);
-        let hole = holes.filter(|((_, mfn), error)| mfn.is_none() && **error == Errno::EINVAL.raw());
-        let mut hole = hole.map(|((gfn, _), _)| gfn);
-        let hole =
-            hole.find(|gfn| retry(|| xen.page_type(*gfn)) == Ok(PageType::None)).ok_or(Error::NoScratch)?;
+        let mut candidates = (SCRATCH_PAGES.start.raw()..SCRATCH_PAGES.end.raw()).map(Gfn::new);
+        let hole = candidates.find(|gfn| self.is_hole(*gfn, xen)).ok_or(Error::NoScratch)?;
         if !populate(Order::PAGE_4K, hole, xen) {
             return Err(Error::NoMemory);
         }
@@ -302,12 +300,20 @@ impl Exchange {
         Ok(())
     }
 
+    /// Tells whether nothing stands at a gfn.
+    fn is_hole<X: XenExchange>(&mut self, gfn: Gfn, xen: &mut X) -> bool {
+        self.look(&[gfn], xen);
+        self.errors[0] == Errno::EINVAL.raw() && retry(|| xen.page_type(gfn)) == Ok(PageType::None)
+    }
+
     /// Has a new superpage wait at a hole; tells whether there was one and memory for it.
-    fn reserve_region<X: XenExchange>(&mut self, start: Option<Gfn>, xen: &mut X) -> bool {
-        let Some(start) = start.filter(|start| start.is_aligned(Order::PAGE_2M)) else { return false };
+    fn reserve_region<X: XenExchange>(&mut self, start: Gfn, xen: &mut X) -> bool {
+        if !start.is_aligned(Order::PAGE_2M) {
+            return false;
+        }
         let gfns = region(start);
         self.look(&gfns, xen);
-        let are_holes = self.errors.iter().all(|error| *error == Errno::EINVAL.raw());
+        let are_holes = self.errors[..REGION_LEN].iter().all(|error| *error == Errno::EINVAL.raw());
         if are_holes && populate(Order::PAGE_2M, start, xen) {
             self.scratch = gfns;
         }

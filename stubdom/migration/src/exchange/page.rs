@@ -49,6 +49,7 @@ impl Exchange {
         let lost = Error::Lost { gfn: self.gfn };
         if self.look(&scratch, xen)[0].is_none() {
             self.scratch.clear();
+            self.replaced.push(WAITING);
         }
         if !populate(Order::PAGE_4K, self.gfn, xen) {
             return Err(lost);

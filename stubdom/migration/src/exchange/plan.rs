@@ -110,6 +110,17 @@ pub enum Plan {
     Superpage,
 }
 
+/// Why a page of a superpage is exchanged alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alone {
+    /// It was asked for so.
+    Asked,
+    /// Another page of the superpage must stay where it is.
+    Neighbour,
+    /// There is no memory for another superpage: on the host, under the guest's `max_pages`, or no hole to put it in.
+    NoMemory,
+}
+
 /// Why there is nothing to exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {

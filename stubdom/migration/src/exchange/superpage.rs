@@ -1,7 +1,8 @@
 //! The swap of a superpage.
 
 use super::{
-    ATTEMPTS, Error, Exchange, Insurance, NEW, OLD, Outcome, Step, decrease, plan, populate, region,
+    ATTEMPTS, COPY, Error, Exchange, Insurance, NEW, OLD, Outcome, REGION_LEN, Step, decrease, plan,
+    populate, region,
 };
 use crate::xen::{Errno, XenExchange};
 use alloc::vec::Vec;
@@ -31,17 +32,11 @@ impl Exchange {
     /// Makes the pages that wait a copy of the superpage, so that nothing is lost with whoever runs this. Done before
     /// the swap too, when the guest still writes: then only what has changed since is copied while it stands still.
     pub(super) fn insure<X: XenExchange>(&mut self, xen: &mut X) -> Result<(), Error> {
-        let waiting = core::mem::take(&mut self.scratch);
-        let frames = self.look(&waiting, xen);
-        self.scratch = waiting;
-        if frames.iter().any(Option::is_none) {
-            return Err(Error::Xen { step: Step::Map, errno: Errno::EINVAL });
-        }
         for (offset, gfn) in region(self.gfn).into_iter().enumerate() {
-            let (old, new) = (OLD + offset, NEW + offset);
-            if !xen.equal(old, new) {
-                xen.copy(old, new);
-                if !xen.equal(old, new) {
+            let (old, copy) = (OLD + offset, COPY + offset);
+            if !xen.equal(old, copy) {
+                xen.copy(old, copy);
+                if !xen.equal(old, copy) {
                     return Err(Error::CopyDiffers { gfn });
                 }
             }
@@ -56,16 +51,15 @@ impl Exchange {
         if intact {
             return Err(Error::Xen { step: Step::Decrease, errno: Errno::EINVAL });
         }
-        Ok(self.errors.iter().all(|error| *error == Errno::EINVAL.raw()))
+        Ok(self.errors[..REGION_LEN].iter().all(|error| *error == Errno::EINVAL.raw()))
     }
 
-    /// Copies all pages into the new superpage.
+    /// Fills the new superpage from the copies, which were compared: the frame that fails is not read once more.
     fn fill_region<X: XenExchange>(&mut self, xen: &mut X) -> Result<(Outcome, Mfn), Error> {
         let pages = region(self.gfn);
         let frames = self.look_hard(&pages, xen)?;
-        for (offset, &gfn) in pages.iter().enumerate() {
-            self.copy_page(offset, gfn, xen)?;
-        }
+        (0..REGION_LEN).for_each(|offset| xen.copy(COPY + offset, NEW + offset));
+        self.replaced.extend(OLD..OLD + REGION_LEN);
         let is_whole = plan::is_run(frames.iter().copied().map(Some));
         let outcome = if is_whole { Outcome::Superpage } else { Outcome::SplitSuperpage };
         Ok((outcome, frames[self.offset()]))
@@ -79,34 +73,20 @@ impl Exchange {
             (0..pages.len()).partition(|offset| frames[*offset].is_some() && *offset != bad);
         let waiting = core::mem::take(&mut self.scratch);
         self.scratch.extend(kept.iter().map(|offset| waiting[*offset]));
-        let copies = self.look_hard(&waiting, xen)?;
-        for &offset in &patched {
-            self.copy_page(offset, pages[offset], xen)?;
-        }
         for &offset in &patched {
             // Whether it worked shows below.
             let _ = (0..ATTEMPTS).any(|_| xen.move_page(waiting[offset], pages[offset]).is_ok());
         }
         let frames = self.look_hard(&pages, xen)?;
-        let is_moved = |offset: &usize| frames[*offset] == copies[*offset];
+        let copies: Vec<Option<Mfn>> = (COPY..COPY + REGION_LEN).map(|slot| xen.mfn(slot)).collect();
+        let is_moved = |offset: &usize| Some(frames[*offset]) == copies[*offset];
+        self.replaced.extend(patched.iter().filter(|offset| is_moved(offset)).map(|offset| OLD + offset));
         self.scratch.extend(patched.iter().filter(|offset| !is_moved(offset)).map(|offset| waiting[*offset]));
         match patched.iter().find(|offset| !is_moved(offset)) {
             None => Ok((Outcome::SplitSuperpage, frames[bad])),
             Some(_) if frames[bad] == self.mfn => Err(Error::Xen { step: Step::Move, errno: Errno::EINVAL }),
             Some(&offset) => Err(Error::Lost { gfn: pages[offset] }),
         }
-    }
-
-    /// Copies an old page to the new one at the same offset, and compares.
-    fn copy_page<X: XenExchange>(&mut self, offset: usize, gfn: Gfn, xen: &mut X) -> Result<(), Error> {
-        for _ in 0..ATTEMPTS {
-            xen.copy(OLD + offset, NEW + offset);
-            if xen.equal(OLD + offset, NEW + offset) {
-                self.replaced.push(OLD + offset);
-                return Ok(());
-            }
-        }
-        Err(Error::Lost { gfn })
     }
 
     /// Maps pages that must be there, at the last attempt if need be.

@@ -55,7 +55,7 @@ fn a_page_alone_gets_a_new_frame_and_keeps_its_contents() {
     let old = xen.frame(gfn).expect("populated");
     let report = exchange(&mut xen, gfn).expect("an ordinary page");
     let new = xen.frame(gfn).expect("populated");
-    let expected = Report { gfn, old, new, outcome: Outcome::Page, is_held: false, lost_read_only: None };
+    let expected = Report { gfn, old, new, outcome: Outcome::Page, held: vec![], lost_read_only: None };
     assert_eq!(report, expected);
     assert_ne!(new, old);
     assert_eq!(xen.offline_status(old), Offline::Done);
@@ -70,7 +70,7 @@ fn a_superpage_gets_512_new_frames_and_stays_one() {
     let old = xen.frame(gfn).expect("populated");
     let (before, owned) = (memory(&xen), xen.nr_owned());
     let report = exchange(&mut xen, gfn).expect("an ordinary superpage");
-    assert_eq!((report.outcome, report.is_held), (Outcome::Superpage, false));
+    assert_eq!((report.outcome, report.held), (Outcome::Superpage, vec![]));
     assert!(xen.is_superpage(gfn) && xen.is_contiguous(Order::PAGE_2M, Gfn::new(512)));
     assert!(memory(&xen) == before);
     assert_eq!((xen.nr_owned(), xen.nr_orphans(), xen.nr_mapped()), (owned, 0, 0));
@@ -90,8 +90,7 @@ fn the_guest_stands_still_for_a_handful_of_calls() {
         ledger
     };
     assert_eq!(calls(Gfn::new(0x2003)), "map 1\nmapped_grant\nmove_page\nmap 1\nnote_modified\n");
-    let superpage =
-        "map 512\nmapped_grant\nmap 512\ndecrease 2M 1/1\npopulate 2M 1/1\nmap 512\nnote_modified\n";
+    let superpage = "map 512\nmapped_grant\ndecrease 2M 1/1\npopulate 2M 1/1\nmap 512\nnote_modified\n";
     assert_eq!(calls(Gfn::new(3)), superpage);
 }
 
@@ -104,7 +103,7 @@ fn without_a_second_superpage_the_first_is_split_and_nothing_lost() {
     assert_eq!(report.outcome, Outcome::SplitSuperpage);
     assert!(!xen.is_superpage(Gfn::new(700)));
     assert!(memory(&xen) == before);
-    assert_eq!((xen.nr_orphans(), xen.nr_mapped(), report.is_held), (0, 0, false));
+    assert_eq!((xen.nr_orphans(), xen.nr_mapped(), report.held), (0, 0, vec![]));
 }
 
 #[test]
@@ -132,9 +131,31 @@ fn old_frames_are_scrubbed() {
     let old = xen.frame(Gfn::new(0x2003)).expect("populated");
     xen.hold(old);
     let report = exchange(&mut xen, Gfn::new(0x2003)).expect("held, which nobody can see before");
-    assert!(report.is_held);
+    assert_eq!(report.held, [old]);
     assert_eq!(xen.offline_status(old), Offline::Pending);
     assert_eq!(xen.contents_of(old), [0; 4096]);
+}
+
+#[test]
+fn a_neighbour_that_somebody_holds_is_told_until_he_lets_go() {
+    let mut xen = guest();
+    let neighbour = xen.frame(Gfn::new(701)).expect("populated");
+    xen.hold(neighbour);
+    let mut held = exchange(&mut xen, Gfn::new(700)).expect("held, which nobody can see before").held;
+    assert_eq!(held, [neighbour]);
+    xen.let_go(neighbour);
+    xen.retain_orphans(&mut held);
+    assert_eq!((held, xen.nr_orphans()), (vec![], 0));
+}
+
+#[test]
+fn a_guest_that_balloons_meanwhile_holds_nothing() {
+    let mut xen = guest();
+    let mfn = xen.frame(Gfn::new(700)).expect("populated");
+    let mut exchange = Exchange::prepare(&request(mfn), &mut xen).expect("fine");
+    exchange.swap(&mut xen, |_| ()).expect("fine");
+    xen.populate_physmap(Order::PAGE_4K, &[Gfn::new(0x3000)]);
+    assert_eq!(exchange.finish(&mut xen).expect("fine").expect("swapped").held, []);
 }
 
 #[test]
@@ -253,7 +274,7 @@ fn a_page_that_xen_loses_on_the_way_is_populated_and_filled_anew() {
     let (gfn, before) = (Gfn::new(0x2003), memory(&guest()));
     xen.unmovable.insert(gfn);
     let report = exchange(&mut xen, gfn).expect("refilled");
-    assert!(report.is_held, "the page that was to be moved has no gfn now");
+    assert_eq!(report.held.len(), 1, "the page that was to be moved has no gfn now");
     assert!(memory(&xen) == before);
     assert_eq!((xen.nr_orphans(), xen.nr_mapped()), (1, 0));
 }
@@ -312,7 +333,7 @@ fn whichever_call_fails_once_a_superpage_is_exchanged_all_the_same() {
 
 #[test]
 fn a_call_that_fails_for_good_leaves_the_guest_as_it_was() {
-    for name in ["param", "page_type", "mapped_grant", "move_page", "current_reservation"] {
+    for name in ["param", "page_type", "mapped_grant", "move_page"] {
         let mut xen = guest();
         let before = (memory(&xen), frames(&xen));
         xen.fail_name = Some(name);

@@ -2,6 +2,7 @@
 
 use super::{Call, FakeXen, Offline};
 use crate::xen::{Access, Errno, PageType, XenExchange};
+use alloc::vec::Vec;
 use xen_front::types::{Gfn, Gref, Mfn, Order};
 
 impl FakeXen {
@@ -18,6 +19,11 @@ impl FakeXen {
     /// Takes a reference on a frame, as a backend or Xen itself does.
     pub fn hold(&mut self, mfn: Mfn) {
         self.host.take_ref(mfn);
+    }
+
+    /// Drops such a reference.
+    pub fn let_go(&mut self, mfn: Mfn) {
+        self.unref(mfn);
     }
 
     /// Tells whether one entry of the physmap maps the whole region of `gfn`.
@@ -59,6 +65,11 @@ impl XenExchange for FakeXen {
 
     fn gfn(&self, mfn: Mfn) -> Option<Gfn> {
         self.physmap.iter().find(|(_, frame)| **frame == mfn).map(|(gfn, _)| *gfn)
+    }
+
+    fn retain_orphans(&mut self, frames: &mut Vec<Mfn>) {
+        let is_placed = |mfn: &Mfn| self.physmap.values().any(|frame| frame == mfn);
+        frames.retain(|mfn| self.host.is_used(*mfn) && !is_placed(mfn));
     }
 
     fn move_page(&mut self, from: Gfn, to: Gfn) -> Result<(), Errno> {

@@ -103,6 +103,11 @@ impl Host {
         Some(first)
     }
 
+    /// Tells whether somebody owns or holds a frame; on this host that is the target, whose frames others may hold.
+    pub(super) fn is_used(&self, mfn: Mfn) -> bool {
+        self.used.contains_key(&mfn.raw())
+    }
+
     pub(super) fn take_ref(&mut self, mfn: Mfn) {
         if let Some(frame) = self.used.get_mut(&mfn.raw()) {
             frame.nr_refs += 1;

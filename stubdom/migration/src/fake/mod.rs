@@ -13,7 +13,7 @@ mod host;
 mod ledger;
 pub mod pv;
 
-use crate::xen::{Access, Errno, PageType, WINDOW_FRAMES, Xen};
+use crate::xen::{Access, EXCHANGE_FRAMES, Errno, PageType, WINDOW_FRAMES, Xen};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -84,7 +84,7 @@ impl FakeXen {
             physmap: BTreeMap::new(),
             superpages: BTreeSet::new(),
             nr_owned: 0,
-            window: vec![None; WINDOW_FRAMES],
+            window: vec![None; EXCHANGE_FRAMES],
         }
     }
 
@@ -228,7 +228,7 @@ impl FakeXen {
     }
 
     fn empty_window(&mut self) {
-        for slot in 0..WINDOW_FRAMES {
+        for slot in 0..EXCHANGE_FRAMES {
             if let Some((mfn, _)) = self.window[slot].take() {
                 self.unref(mfn);
             }

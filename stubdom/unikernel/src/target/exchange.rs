@@ -2,6 +2,7 @@
 
 use super::{NR_GRANT_FRAMES, TargetXen, errno, in_window};
 use alloc::vec;
+use alloc::vec::Vec;
 use migration::exchange::grants::{Version, find_mapped};
 use migration::xen::{Access, Errno, PageType, XenExchange};
 use xen_front::hypercall::hvm::{self, MemType};
@@ -55,6 +56,14 @@ impl XenExchange for TargetXen {
 
     fn gfn(&self, mfn: Mfn) -> Option<Gfn> {
         self.machine_to_phys?.gfn(mfn)
+    }
+
+    fn retain_orphans(&mut self, frames: &mut Vec<Mfn>) {
+        let mut errors = vec![0; frames.len()];
+        self.window.map_mfns(window::Access::Read, frames, &mut errors);
+        self.window.unmap();
+        let mut errors = errors.into_iter();
+        frames.retain(|mfn| errors.next() == Some(0) && self.gfn(*mfn).is_none());
     }
 
     fn move_page(&mut self, from: Gfn, to: Gfn) -> Result<(), Errno> {

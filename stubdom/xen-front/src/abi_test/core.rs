@@ -86,7 +86,9 @@ fn constants(rows: &mut Vec<Row>) {
         "SCHEDOP_poll" = SCHEDOP_poll,
         "SHUTDOWN_poweroff" = SHUTDOWN_poweroff,
         "SHUTDOWN_crash" = SHUTDOWN_crash,
+        "VCPUOP_register_runstate_memory_area" = VCPUOP_register_runstate_memory_area,
         "VCPUOP_stop_periodic_timer" = VCPUOP_stop_periodic_timer,
+        "RUNSTATE_running" = RUNSTATE_running,
         "XENVER_version" = XENVER_version,
         "XENVER_extraversion" = XENVER_extraversion,
         "HVMOP_set_param" = HVMOP_set_param,
@@ -127,6 +129,10 @@ fn hypercalls(rows: &mut Vec<Row>) {
     layout!(rows, "struct evtchn_bind_interdomain" = EvtchnBindInterdomain { "remote_dom" = remote_dom, "remote_port" = remote_port, "local_port" = local_port });
     layout!(rows, "struct gnttab_setup_table" = GnttabSetupTable { "dom" = dom, "nr_frames" = nr_frames, "status" = status, "frame_list" = frame_list });
     layout!(rows, "struct gnttab_query_size" = GnttabQuerySize { "dom" = dom, "nr_frames" = nr_frames, "max_nr_frames" = max_nr_frames, "status" = status });
+    layout!(rows, "struct vcpu_runstate_info" = VcpuRunstateInfo {
+        "state" = state, "state_entry_time" = state_entry_time, "time" = time
+    });
+    layout!(rows, "struct vcpu_register_runstate_memory_area" = VcpuRegisterRunstateMemoryArea { "addr.v" = v });
     layout!(rows, "struct sched_poll" = SchedPoll { "ports" = ports, "nr_ports" = nr_ports, "timeout" = timeout });
 }
 

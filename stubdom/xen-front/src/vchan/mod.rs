@@ -158,6 +158,11 @@ impl Server {
         }
     }
 
+    /// Tells whether the client has written what has not been read; asks for no event.
+    pub fn is_readable(&self) -> bool {
+        self.state == State::Open && self.channel.is_readable()
+    }
+
     /// Reads what has come, at most `out`; 0 if nothing has. An event follows when more comes, once less than `out`
     /// was there.
     ///

@@ -89,13 +89,23 @@ pub struct Xenstore {
     collector: Collector,
     waiting: VecDeque<Event>,
     last_id: u32,
+    /// Requests whose replies nobody waits for.
+    nr_posted: usize,
 }
 
 impl Xenstore {
     /// Takes the ring that the domain was started with.
     pub fn new(ring: RingPage, events: Events) -> Self {
         let RingPage { page, port } = ring;
-        Self { page, port, events, collector: Collector::new(), waiting: VecDeque::new(), last_id: 0 }
+        Self {
+            page,
+            port,
+            events,
+            collector: Collector::new(),
+            waiting: VecDeque::new(),
+            last_id: 0,
+            nr_posted: 0,
+        }
     }
 
     /// Returns the event channel to wait on for watch events.
@@ -118,6 +128,16 @@ impl Xenstore {
     /// The daemon's.
     pub fn write(&mut self, path: &str, value: &str) -> Result<(), Error> {
         self.request(Kind::Write, 0, &[path, "\0", value]).map(drop)
+    }
+
+    /// Writes a node as [`Xenstore::write`] does, without waiting for the daemon: a refusal is logged when it comes.
+    ///
+    /// # Errors
+    /// The daemon broke the protocol.
+    pub fn post(&mut self, path: &str, value: &str) -> Result<(), Error> {
+        self.ask(Kind::Write, 0, &[path, "\0", value])?;
+        self.nr_posted = self.nr_posted.saturating_add(1);
+        Ok(())
     }
 
     /// Writes a node as part of a transaction.
@@ -189,14 +209,7 @@ impl Xenstore {
 
     /// Sends a request and waits for its reply.
     fn request(&mut self, kind: Kind, transaction: u32, parts: &[&str]) -> Result<Vec<u8>, Error> {
-        let len: usize = parts.iter().map(|part| part.len()).sum();
-        self.last_id = self.last_id.wrapping_add(1);
-        let header = Header::new(kind, self.last_id, transaction, len).ok_or(Error::TooLong(len))?;
-        self.send(&header.to_bytes())?;
-        for part in parts {
-            self.send(part.as_bytes())?;
-        }
-        self.notify();
+        let header = self.ask(kind, transaction, parts)?;
         loop {
             match self.take()? {
                 Some((reply, body)) if reply.id == header.id && !reply.is(Kind::WatchEvent) => {
@@ -208,13 +221,43 @@ impl Xenstore {
         }
     }
 
+    /// Sends a request; returns its header.
+    fn ask(&mut self, kind: Kind, transaction: u32, parts: &[&str]) -> Result<Header, Error> {
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        self.last_id = self.last_id.wrapping_add(1);
+        let header = Header::new(kind, self.last_id, transaction, len).ok_or(Error::TooLong(len))?;
+        self.send(&header.to_bytes())?;
+        for part in parts {
+            self.send(part.as_bytes())?;
+        }
+        self.notify();
+        Ok(header)
+    }
+
+    /// Deals with what is not the reply that somebody waits for.
     fn keep(&mut self, header: Header, body: &[u8]) {
-        match wire::event(body).filter(|_| header.is(Kind::WatchEvent)) {
+        if header.is(Kind::WatchEvent) {
+            return self.keep_event(body);
+        }
+        // Replies come in the order of their requests.
+        match self.nr_posted.checked_sub(1) {
+            None => log::warn!("xenstore: message of type {} that nobody asked for", header.kind),
+            Some(nr_left) => {
+                self.nr_posted = nr_left;
+                if let Err(error) = header.result(Kind::Write, body.to_vec()) {
+                    log::warn!("{error}");
+                }
+            }
+        }
+    }
+
+    fn keep_event(&mut self, body: &[u8]) {
+        match wire::event(body) {
             Some(_) if self.waiting.len() >= MAX_EVENTS => {
                 log::warn!("xenstore: too many watch events, one dropped")
             }
             Some((path, token)) => self.waiting.push_back(Event { path, token }),
-            None => log::warn!("xenstore: message of type {} that nobody asked for", header.kind),
+            None => log::warn!("xenstore: a watch event of {} bytes that is none", body.len()),
         }
     }
 
