@@ -1,19 +1,25 @@
 //! The benchmark: the same save file restored by the stock helper and through the stub, by each transport, side by side.
 //!
 //! **Takes** guests and a number of rounds. **Gives** a table and `target/nest/bench.json`: medians of whole restores,
-//! of their stages, and the stub's hypercalls. **Never** compares across boots: all of a guest's figures come from one
+//! and the processor time of a page by stage. **Never** compares across boots: all of a guest's figures come from one
 //! run of one nest, the ways taking turns, so that a noisy host troubles all of them alike.
 //!
 //! For scale, a Linux guest takes the same bytes by netcat and throws them away: what a network alone costs here.
+//!
+//! Where instructions are counted (`--icount`) time is a number of instructions, and the figures repeat from run to run.
 
+mod round;
 mod table;
 
 use crate::error::{Doing, Error, Result};
 use crate::machine::{Machine, Options};
 use crate::place::Place;
-use crate::story::{Stage, THROUGH_STUB, Telling, Verdict, ensure};
+use crate::story::{Stage, THROUGH_STUB, Telling, Verdict};
+use round::Round;
 use serde_json::{Value, json};
+use std::fmt::Display;
 use std::fs;
+use std::str::FromStr;
 use std::time::Duration;
 
 /// What to measure.
@@ -60,11 +66,9 @@ impl Way {
 /// One way's rounds.
 #[derive(Debug)]
 struct Series {
-    way: Way,
-    /// Seconds of `xl restore`, one a round.
-    seconds: Vec<f64>,
-    /// stubctl's reports, one a round; none of the stock helper.
-    reports: Vec<Value>,
+    /// Its name in the table.
+    name: &'static str,
+    rounds: Vec<Round>,
 }
 
 /// All that was measured with one guest's file.
@@ -72,9 +76,10 @@ struct Series {
 struct Measured {
     guest: String,
     file_bytes: u64,
+    /// Whether time is a number of instructions.
+    icount: bool,
+    /// The stock helper's first.
     series: Vec<Series>,
-    /// Seconds in which a Linux guest took the file by netcat.
-    netcat: Vec<f64>,
 }
 
 /// Measures and shows.
@@ -88,6 +93,7 @@ pub fn run(place: &Place, options: &Options, plan: &Plan) -> Result<()> {
     for guest in &plan.guests {
         match measure(&stage, guest, plan) {
             Ok(measured) => {
+                let measured = Measured { icount: options.icount, ..measured };
                 println!("\n{}", table::draw(&measured));
                 all.push(measured);
             }
@@ -107,59 +113,61 @@ fn measure(stage: &Stage, guest: &str, plan: &Plan) -> Telling<Measured> {
     stage.ask(guest, "freeze")?;
     stage.sh(&format!("xl save {guest} {file}"))?;
     let file_bytes = parse(&stage.sh(&format!("stat -c %s {file}"))?)?;
-    let mut series = Way::ALL.map(|way| Series { way, seconds: Vec::new(), reports: Vec::new() });
-    for round in 1..=plan.nr_rounds {
-        for series in &mut series {
-            let seconds = restore(stage, guest, &file, series)?;
-            println!("{guest} round {round}: {} {seconds:.2} s", series.way.as_str());
+    let mut series: Vec<Series> =
+        Way::ALL.iter().map(|way| Series { name: way.as_str(), rounds: Vec::new() }).collect();
+    for number in 1..=plan.nr_rounds {
+        for (way, series) in Way::ALL.iter().zip(&mut series) {
+            let round = restore(stage, guest, &file, *way)?;
+            println!("{guest} round {number}: {} {:.2} s", series.name, round.seconds);
+            series.rounds.push(round);
         }
     }
-    let netcat = if plan.netcat { netcat(stage, &file, plan.nr_rounds)? } else { Vec::new() };
+    if plan.netcat {
+        series.push(Series { name: "netcat to Linux", rounds: netcat(stage, &file, plan.nr_rounds)? });
+    }
     stage.sh(&format!("rm {file} /etc/xen/stubdom/{guest}.conf"))?;
-    Ok(Measured { guest: guest.to_owned(), file_bytes, series: series.into(), netcat })
+    Ok(Measured { guest: guest.to_owned(), file_bytes, icount: false, series })
 }
 
 /// One restore, timed in dom0; the guest stays paused and goes again.
-fn restore(stage: &Stage, guest: &str, file: &str, series: &mut Series) -> Telling<f64> {
-    let (conf, environment) = series.way.set_up(guest);
+fn restore(stage: &Stage, guest: &str, file: &str, way: Way) -> Telling<Round> {
+    let (conf, environment) = way.set_up(guest);
     stage.sh(&conf)?;
-    let seconds = timed(stage, &format!("{environment}xl restore -p {file}"))?;
-    if series.way != Way::Stock {
-        let text = stage.sh(&format!("cat /var/lib/xen-stubdom/{guest}.json"))?;
-        let report: Value = serde_json::from_str(&text).doing("reading stubctl's report")?;
-        ensure(report["restored"] == true, || format!("stubctl's report tells of no restore: {report}"))?;
-        series.reports.push(report);
+    let mut round = Round::take(stage, &format!("{environment}xl restore -p {file}"))?;
+    if way != Way::Stock {
+        round.read_report(&stage.sh(&format!("cat /var/lib/xen-stubdom/{guest}.json"))?)?;
     }
-    series.seconds.push(seconds);
     stage.sh(&format!("xl destroy {guest}"))?;
     stage.expect_alone()?;
-    Ok(seconds)
+    Ok(round)
 }
 
 /// Sends the file to a Linux guest that throws it away.
-fn netcat(stage: &Stage, file: &str, nr_rounds: usize) -> Telling<Vec<f64>> {
-    stage.sh("xl create -q /etc/xen/stubdom/guests/sink-256.cfg")?;
-    let ready = "grep -q 'sink is ready' /var/log/xen/guest-sink-256.log";
-    stage.sh(&format!("for i in $(seq 300); do {ready} && exit; sleep 0.2; done; exit 1"))?;
-    let mut seconds = Vec::new();
+fn netcat(stage: &Stage, file: &str, nr_rounds: usize) -> Telling<Vec<Round>> {
+    let guest = "sink-256";
+    stage.sh(&format!("xl create -q /etc/xen/stubdom/guests/{guest}.cfg"))?;
+    let ready = format!("grep -q 'sink is ready' /var/log/xen/guest-{guest}.log");
+    stage.sh(&format!("for i in $(seq 600); do {ready} && exit; sleep 0.2; done; exit 1"))?;
+    let mut rounds = Vec::new();
     for _ in 0..nr_rounds {
-        seconds.push(timed(stage, &format!("nc 10.80.0.2 8002 <{file}"))?);
         std::thread::sleep(Duration::from_secs(1)); // until it listens again
+        let before = cpu_of(stage, guest)?;
+        let mut round = Round::take(stage, &format!("nc.openbsd -N 10.80.0.2 8002 <{file}"))?;
+        round.guest = Some(cpu_of(stage, guest)? - before);
+        println!("{guest}: {:.2} s", round.seconds);
+        rounds.push(round);
     }
-    stage.sh("xl destroy sink-256")?;
+    stage.sh(&format!("xl destroy {guest}"))?;
     stage.expect_alone()?;
-    Ok(seconds)
+    Ok(rounds)
 }
 
-/// Runs a command in dom0 that must succeed; gives the seconds that it took by dom0's clock.
-fn timed(stage: &Stage, command: &str) -> Telling<f64> {
-    let output =
-        stage.sh(&format!("a=$(date +%s%N); {command} >&2 || exit; echo; echo $(($(date +%s%N) - a))"))?;
-    let nanoseconds = parse(output.lines().next_back().unwrap_or_default())?;
-    Ok(Duration::from_nanos(nanoseconds).as_secs_f64())
+/// Seconds of processor time that a domain has had; xl tells tenths.
+fn cpu_of(stage: &Stage, guest: &str) -> Telling<f64> {
+    parse(&stage.sh(&format!("xl list {guest} | awk 'NR == 2 {{ print $6 }}'"))?)
 }
 
-fn parse(text: &str) -> Telling<u64> {
+fn parse<T: FromStr<Err: Display>>(text: &str) -> Telling<T> {
     Ok(text.trim().parse().doing(format!("reading a number from \"{text}\""))?)
 }
 
@@ -171,12 +179,14 @@ fn median(values: &[f64]) -> f64 {
 }
 
 fn json(measured: &Measured) -> Value {
-    let series = |series: &Series| json!({ "way": series.way.as_str(), "seconds": series.seconds, "reports": series.reports });
+    let series = |series: &Series| {
+        let rounds: Vec<Value> = series.rounds.iter().map(Round::json).collect();
+        json!({ "way": series.name, "rounds": rounds })
+    };
     json!({
         "guest": measured.guest,
         "file_bytes": measured.file_bytes,
         "series": measured.series.iter().map(series).collect::<Vec<_>>(),
-        "netcat_seconds": measured.netcat,
     })
 }
 

@@ -3,6 +3,7 @@
 //! **Takes** the example guests of 256 MiB. **Gives** a table, a drawing of each guest's memory and
 //! `target/nest/report.json`. **Never** shows a figure that was not measured in this run: what failed ends it.
 
+mod calls;
 mod drawing;
 mod report;
 mod table;
@@ -12,6 +13,7 @@ use crate::machine::{Machine, Options};
 use crate::place::Place;
 use crate::story::{Stage, THROUGH_STUB, Telling, Verdict, ensure};
 use crate::survey::Survey;
+use calls::Calls;
 use serde_json::Value;
 use std::fmt::Display;
 use std::fs;
@@ -19,6 +21,9 @@ use std::time::Instant;
 
 /// The guests, by the name of their configuration.
 const GUESTS: &[&str] = &["pvh-256", "hvm-256"];
+
+/// The page whose frame fails, in the middle of their memory.
+const EXCHANGED_GFN: &str = "0x8000";
 
 /// Their memory in MiB.
 const GUEST_MIB: u64 = 256;
@@ -36,6 +41,7 @@ struct Seen {
     stub_report: Value,
     /// The witness's checksum before the save.
     checksum: String,
+    exchanged: Exchanged,
 }
 
 /// A restored guest.
@@ -46,6 +52,17 @@ struct Restored {
     survey: Survey,
     /// The witness's checksum afterwards.
     checksum: String,
+    /// Dom0's hypercalls, counted in a restore of its own.
+    dom0_calls: Calls,
+}
+
+/// A frame that was taken from under the guest.
+#[derive(Debug)]
+struct Exchanged {
+    /// Whether the stock tool had done it.
+    is_stock_done: bool,
+    /// What stubctl says of it.
+    report: Value,
 }
 
 /// Shows everything and writes the report.
@@ -107,15 +124,34 @@ fn show(stage: &Stage, guest: &'static str, clock: &Clock) -> Telling<Seen> {
     let stub_report = stub_report(stage, guest)?;
     stage.ask(guest, "thaw")?;
     stage.ask(guest, "ticking")?;
+    let exchanged = exchange(stage, guest, clock)?;
     clock.say("goes on; shutting it down");
     stage.sh(&format!("xl shutdown -w {guest} && rm /var/lib/xen/save/{guest}"))?;
-    Ok(Seen { guest, fresh, save_s, stock, stub, stub_report, checksum })
+    Ok(Seen { guest, fresh, save_s, stock, stub, stub_report, checksum, exchanged })
 }
 
+/// Twice: traced, then timed without a trace.
 fn restore(stage: &Stage, guest: &str, environment: &str) -> Telling<Restored> {
+    let dom0_calls = calls::of_dom0(stage, guest, environment)?;
     let seconds = timed(stage, &format!("{environment}xl restore /var/lib/xen/save/{guest}"))?;
     let checksum = stage.ask(guest, "verify")?.value("sum")?.to_owned();
-    Ok(Restored { seconds, survey: Survey::take(stage, guest)?, checksum })
+    Ok(Restored { seconds, survey: Survey::take(stage, guest)?, checksum, dom0_calls })
+}
+
+/// One frame under the running guest: first the stock tool, then ours.
+fn exchange(stage: &Stage, guest: &str, clock: &Clock) -> Telling<Exchanged> {
+    let mfn =
+        stage.sh(&format!("stubctl attach {guest} >/dev/null; stubctl locate {guest} {EXCHANGED_GFN}"))?;
+    let stock = stage.run(&format!("xen-hptool mem-offline {mfn}"))?;
+    let lines: Vec<&str> = stock.text.lines().map(str::trim).collect();
+    clock.say(format!("frame {mfn} fails; stock xen-hptool mem-offline: {}", lines.join("; ")));
+    let text = stage.sh(&format!("stubctl offline --json {mfn}"))?;
+    let report: Value = serde_json::from_str(&text).doing("reading stubctl offline's report")?;
+    clock.say(report["text"].as_str().unwrap_or_default());
+    stage.ask(guest, "ticking")?;
+    stage.ask(guest, "verify")?;
+    stage.sh(&format!("xen-hptool mem-online {mfn}"))?;
+    Ok(Exchanged { is_stock_done: stock.code == 0, report })
 }
 
 fn stub_report(stage: &Stage, guest: &str) -> Telling<Value> {

@@ -3,7 +3,10 @@
 use crate::error::{Doing, Result};
 use crate::soak::Chance;
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Pages of a superpage.
+const REGION_LEN: usize = 512;
 
 /// Guest frames at random places, none twice; the same for the same choices.
 #[derive(Clone, Debug)]
@@ -18,15 +21,18 @@ impl Frames {
         Self { chance, taken: BTreeSet::new() }
     }
 
-    /// Takes the next ones below `end`, as words for a command line; fewer when there are no more.
+    /// Takes the next ones below `end`, as words for a command line; fewer when there are no more. No two are of the same
+    /// superpage: the exchange of one would give the other a new frame too.
     pub fn take(&mut self, nr_frames: usize, end: usize) -> String {
         let mut words = Vec::new();
+        let mut regions = BTreeSet::new();
         for _ in 0..nr_frames.saturating_mul(1000) {
             if words.len() == nr_frames {
                 break;
             }
             let gfn = self.chance.below(end);
-            if self.taken.insert(gfn) {
+            if !regions.contains(&(gfn / REGION_LEN)) && self.taken.insert(gfn) {
+                regions.insert(gfn / REGION_LEN);
                 words.push(format!("{gfn:#x}"));
             }
         }
@@ -69,6 +75,17 @@ impl Verdicts {
         self.0.iter().filter(|verdict| verdict["result"] == result).count()
     }
 
+    /// How many have this word under `key`.
+    pub fn nr_with(&self, key: &str, word: &str) -> usize {
+        self.0.iter().filter(|verdict| verdict[key] == word).count()
+    }
+
+    /// What was said of each, for eyes.
+    pub fn texts(&self) -> String {
+        let texts: Vec<&str> = self.0.iter().filter_map(|verdict| verdict["text"].as_str()).collect();
+        texts.join("; ")
+    }
+
     /// The frames that came out so.
     pub fn mfns(&self, result: &'static str) -> impl Iterator<Item = u64> {
         self.0
@@ -79,24 +96,43 @@ impl Verdicts {
 
     /// One line: how many of each kind, and the pauses.
     pub fn summary(&self) -> String {
-        let mut reasons: Vec<&str> = self
-            .0
-            .iter()
-            .filter(|verdict| verdict["result"] == "refused")
-            .filter_map(|verdict| verdict["reason"].as_str())
-            .collect();
-        reasons.sort_unstable();
-        reasons.dedup();
         format!(
-            "{} exchanged, {} refused ({}), {} held; pause {}; swap {}; {} hypercalls (median)",
+            "{} exchanged ({}), {} refused ({}), {} held",
             self.nr("done"),
+            self.tally("done", "scope"),
             self.nr("refused"),
-            reasons.join(", "),
+            self.tally("refused", "reason"),
             self.nr("held"),
+        )
+    }
+
+    /// The verdicts of exchanges with this outcome.
+    pub fn with_outcome(&self, outcome: &str) -> Self {
+        Self(self.0.iter().filter(|verdict| verdict["outcome"] == outcome).cloned().collect())
+    }
+
+    /// One line: times, and calls to Xen in the pause.
+    pub fn times(&self) -> String {
+        format!(
+            "{}: pause {}; of it swap {}; before it {}; after it {}; {} hypercalls in the pause: {}",
+            self.len(),
             self.spread("pause_us"),
             self.spread("swap_us"),
+            self.spread("prepare_us"),
+            self.spread("finish_us"),
             self.quantile("hypercalls", 50),
+            self.0.first().map(|verdict| verdict["hypercalls_by_kind"].to_string()).unwrap_or_default(),
         )
+    }
+
+    /// How many there are of each word under `key`, among those that came out so.
+    fn tally(&self, result: &str, key: &str) -> String {
+        let mut words = BTreeMap::<&str, usize>::new();
+        for verdict in self.0.iter().filter(|verdict| verdict["result"] == result) {
+            *words.entry(verdict[key].as_str().unwrap_or("?")).or_default() += 1;
+        }
+        let words: Vec<_> = words.iter().map(|(word, nr)| format!("{nr} {word}")).collect();
+        words.join(", ")
     }
 
     fn spread(&self, key: &str) -> String {
@@ -120,10 +156,10 @@ mod tests {
     #[test]
     fn frames_are_the_same_for_the_same_seed_and_never_twice() {
         let (mut one, mut two) = (Frames::new(Chance::new(7)), Frames::new(Chance::new(7)));
-        let row = one.take(50, 64);
-        assert_eq!(row, two.take(50, 64));
-        let rest = one.take(50, 64);
-        assert_eq!(row.split(' ').count() + rest.split(' ').count(), 64);
+        let row = one.take(50, 64 * REGION_LEN);
+        assert_eq!(row, two.take(50, 64 * REGION_LEN));
+        assert_eq!(row.split(' ').count(), 50);
+        assert_eq!(one.take(50, 8 * REGION_LEN).split(' ').count(), 8, "one of each superpage");
     }
 
     #[test]

@@ -27,6 +27,7 @@ const DOM0_MODULES: &[&str] = &[
     "loop",
     "virtio_pci",
     "virtio_console",
+    "virtio_net",
     "9pnet_virtio",
     "9p",
 ];
@@ -41,7 +42,10 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("target/release/nest-stream", "usr/bin/nest-stream"),
     ("target/release/nest-oracle", "usr/bin/nest-oracle"),
     ("target/release/nest-fragment", "usr/bin/nest-fragment"),
+    ("target/release/nest-break", "usr/bin/nest-break"),
     ("target/release/nest-gate", "usr/bin/nest-gate"),
+    ("target/release/nest-tight", "usr/bin/nest-tight"),
+    ("target/release/nest-hypercalls", "usr/bin/nest-hypercalls"),
     ("target/release/stubctl", "usr/sbin/stubctl"),
     ("target/stub/stubdom", "usr/lib/xen-stubdom/stubdom"),
     ("target/release/examples/bring_up", "usr/lib/xen-stubdom/bring_up"),

@@ -12,7 +12,7 @@ use crate::tool;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -30,11 +30,50 @@ pub struct Options {
     pub icount: bool,
     /// More options for Xen's command line.
     pub xen_args: String,
+    /// Whether it has a network, and which end of it.
+    pub seat: Seat,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { mem_mib: 8192, dom0_mib: 3072, icount: false, xen_args: String::new() }
+        Self { mem_mib: 8192, dom0_mib: 3072, icount: false, xen_args: String::new(), seat: Seat::Alone }
+    }
+}
+
+/// A machine's place at the network, which joins two at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seat {
+    /// No network.
+    Alone,
+    /// The machine that [`Machine::boot_second`] joins another one to.
+    First,
+    /// The other one.
+    Second,
+}
+
+impl Seat {
+    /// Tells the two machines' files apart.
+    fn file(self, place: &Place, name: &str) -> PathBuf {
+        match self {
+            Self::Alone | Self::First => place.nest().join(name),
+            Self::Second => place.nest().join(format!("second-{name}")),
+        }
+    }
+
+    /// The network's end: an Ethernet card, and a stream of frames over a Unix socket.
+    fn plug(self, place: &Place, qemu: &mut Command) {
+        let (server, number) = match self {
+            Self::Alone => return,
+            Self::First => ("on", 1),
+            Self::Second => ("off", 2),
+        };
+        let cable = place.nest().join("cable.sock");
+        if self == Self::First {
+            let _ = fs::remove_file(&cable); // the last boot's
+        }
+        let netdev = format!("stream,id=cable,server={server},addr.type=unix,addr.path={}", cable.display());
+        qemu.args(["-netdev", &netdev, "-device"]);
+        qemu.arg(format!("virtio-net-pci,netdev=cable,romfile=,mac=52:54:00:80:00:0{number}"));
     }
 }
 
@@ -44,7 +83,8 @@ pub struct Machine {
     qemu: Child,
     /// Runs scripts in dom0.
     pub dom0: Dom0,
-    _turn: File,
+    /// The second machine of two has its turn by the first.
+    _turn: Option<File>,
 }
 
 impl Machine {
@@ -54,11 +94,23 @@ impl Machine {
     /// Something is missing, or dom0 did not come up: then the error shows the console's last lines.
     pub fn boot(place: &Place, options: &Options) -> Result<Self> {
         let turn = take_turn()?;
+        Self::start(place, options, Some(turn))
+    }
+
+    /// Boots a second machine like the one that runs, which is [`Seat::First`]: a network joins them, `eth0` in each.
+    ///
+    /// # Errors
+    /// As [`Machine::boot`].
+    pub fn boot_second(&self, place: &Place, first: &Options) -> Result<Self> {
+        Self::start(place, &Options { seat: Seat::Second, ..first.clone() }, None)
+    }
+
+    fn start(place: &Place, options: &Options, turn: Option<File>) -> Result<Self> {
         let mut qemu = prepare(place, options)?;
-        qemu.args(["-serial", &format!("file:{}", place.console_log().display()), "-display", "none"]);
+        let console = options.seat.file(place, "console.log");
+        qemu.args(["-serial", &format!("file:{}", console.display()), "-display", "none"]);
         qemu.stdin(Stdio::null());
-        let socket = place.nest().join("agent.sock");
-        let listener = listen(&socket)?;
+        let listener = listen(&agent_socket(place, options))?;
         let began = Instant::now();
         let mut child = qemu.spawn().doing("starting QEMU")?;
         match connect(&listener, &mut child) {
@@ -68,7 +120,7 @@ impl Machine {
             }
             Err(error) => {
                 end(&mut child);
-                let log = fs::read(place.console_log()).unwrap_or_default();
+                let log = fs::read(console).unwrap_or_default();
                 let tail = tool::last_lines(&String::from_utf8_lossy(&log), 15);
                 Err(Error::new(error, format!("the console's last lines:\n{tail}")))
             }
@@ -89,12 +141,16 @@ impl Drop for Machine {
 pub fn interactive(place: &Place, options: &Options) -> Result<ExitStatus> {
     let _turn = take_turn()?;
     let mut qemu = prepare(place, options)?;
-    let log = place.console_log();
+    let log = options.seat.file(place, "console.log");
     qemu.args(["-chardev", &format!("stdio,id=console,mux=on,signal=off,logfile={}", log.display())]);
     qemu.args(["-serial", "chardev:console", "-mon", "chardev=console", "-display", "none"]);
-    let _listener = listen(&place.nest().join("agent.sock"))?; // QEMU wants its other end, nobody speaks here
+    let _listener = listen(&agent_socket(place, options))?; // QEMU wants its other end, nobody speaks here
     eprintln!("nest: dom0's shell in about 12 s; `poweroff` or Ctrl-a x ends it");
     qemu.status().doing("starting QEMU")
+}
+
+fn agent_socket(place: &Place, options: &Options) -> PathBuf {
+    options.seat.file(place, "agent.sock")
 }
 
 fn end(qemu: &mut Child) {
@@ -137,7 +193,8 @@ fn prepare(place: &Place, options: &Options) -> Result<Command> {
     qemu.arg("-kernel").arg(packages.hypervisor()).arg("-append").arg(xen_command_line(options));
     let kernel = format!("{} console=hvc0 quiet", packages.kernel()?.display());
     qemu.arg("-initrd").arg(format!("{kernel},{}", initramfs.display()));
-    qemu.args(["-chardev", &format!("socket,id=agent,path={}", place.nest().join("agent.sock").display())]);
+    qemu.args(["-chardev", &format!("socket,id=agent,path={}", agent_socket(place, options).display())]);
+    options.seat.plug(place, &mut qemu);
     qemu.args(["-device", "virtio-serial-pci", "-device"]);
     qemu.arg(format!("virtserialport,chardev=agent,name={}", crate::wire::PORT_NAME));
     let share = format!("local,path={},mount_tag=nest,security_model=none", place.out().display());
@@ -158,7 +215,8 @@ fn xen_command_line(options: &Options) -> String {
 fn accelerate(qemu: &mut Command, options: &Options) {
     let translated = "qemu64,+svm,+npt,+nx,+lm,+pdpe1gb,+rdrand";
     if options.icount {
-        qemu.args(["-machine", "q35", "-accel", "tcg,thread=single", "-cpu", translated, "-smp", "2"]);
+        // One CPU: time counts the instructions of all of them, and a domain would be charged for what others do beside it.
+        qemu.args(["-machine", "q35", "-accel", "tcg,thread=single", "-cpu", translated, "-smp", "1"]);
         qemu.args(["-icount", "shift=1,sleep=off"]);
     } else if kvm_nests() {
         qemu.args(["-machine", "q35", "-accel", "kvm", "-cpu", "host", "-smp", "2"]);

@@ -46,9 +46,4 @@ impl Place {
     pub fn out(&self) -> PathBuf {
         self.nest().join("out")
     }
-
-    /// What Xen, dom0's kernel and dom0's console wrote.
-    pub fn console_log(&self) -> PathBuf {
-        self.nest().join("console.log")
-    }
 }

@@ -6,6 +6,7 @@ mod exchange_pv;
 mod helper;
 mod hostile;
 mod live;
+mod network;
 mod order;
 mod release;
 mod restore;
@@ -28,24 +29,34 @@ pub const ALL: &[Story] = &[
     release::TEN_ROUNDS,
     release::TWO_AT_ONCE,
     scarce::FRAGMENTED,
+    scarce::MAX_PAGES,
     hostile::DAMAGED,
     hostile::CUT,
     live::PVH,
     live::NET,
+    live::FAILURES,
     restore::TRANSPORTS,
+    network::NETWORK,
+    exchange::PVH_FRAMES,
+    exchange::REFUSALS,
+    exchange::DEATHS,
+    exchange::SAVING,
+    exchange::WATCH,
     restore::ONE_GIB,
 ];
 
 /// Told only by name: not seen to pass on the nest so far, or too long for every run of `scripts/test`.
-pub const BY_NAME: &[Story] = &[
-    live::HVM,
-    live::FAILURES,
-    exchange::PVH_FRAMES,
-    exchange::REFUSALS,
-    exchange::DEATHS,
-    exchange_pv::EXCHANGE_PV,
-];
+pub const BY_NAME: &[Story] = &[live::HVM, live::TWO_HOSTS, exchange::SCARCE, exchange_pv::EXCHANGE_PV];
 
 /// The long ones, for `scripts/soak`.
-pub const SOAKS: &[Soak] =
-    &[live::MATRIX, live::SOAK, live::DOWNTIME, live::EIGHT, exchange::SOAK_PVH, exchange::SOAK_HVM];
+pub const SOAKS: &[Soak] = &[
+    order::SOAK,
+    live::MATRIX,
+    live::MATRIX_TCP,
+    live::SOAK,
+    live::DOWNTIME,
+    live::EIGHT,
+    exchange::SOAK_PVH,
+    exchange::SOAK_HVM,
+    exchange::ALL_DEATHS,
+];

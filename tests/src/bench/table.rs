@@ -1,68 +1,87 @@
-//! The benchmark's table.
+//! The benchmark's table, in Markdown: a column for each way.
 
-use super::{Measured, Series, Way, median};
-use std::collections::BTreeSet;
+use super::round::Round;
+use super::{Measured, Series, median};
 
-/// Draws a guest's figures: whole restores, the stub's stages, its hypercalls.
+/// Nanoseconds of an instruction where instructions are counted (`-icount shift=1`).
+const INSTRUCTION_NS: f64 = 2.0;
+
+const PAGE_BYTES: u64 = 4096;
+
+/// A row: its name and what it takes from a round, where the round has it.
+type Row = (&'static str, fn(&Round) -> Option<f64>);
+
+/// The stages, from the sender to the frame.
+const STAGES: &[Row] = &[
+    ("dom0: xl and its helper", |round| Some(round.command)),
+    ("dom0: netback", |round| Some(round.netback).filter(|seconds| *seconds > 0.0)),
+    ("receiver: netfront and TCP", |round| round.stage("network").filter(|seconds| *seconds > 0.0)),
+    ("receiver: copy into frames", |round| round.stage("copy")),
+    ("receiver: map frames", |round| round.stage("map")),
+    ("receiver: populate", |round| round.stage("populate")),
+    ("receiver: all else", Round::rest),
+    ("receiver in all", Round::receiver),
+    ("all", |round| Some(round.all())),
+];
+
+/// Draws a guest's figures: whole restores, then processor time by stage.
 pub(super) fn draw(measured: &Measured) -> String {
-    let stock = measured.series.iter().find(|series| series.way == Way::Stock);
-    let stock = stock.map_or(f64::NAN, |series| median(&series.seconds));
-    let mut text = format!(
-        "{}: a file of {:.0} MiB, medians of {} rounds\n{:<16}{:>9}{:>9}{:>9}\n",
-        measured.guest,
-        mib(measured.file_bytes),
-        measured.series.first().map_or(0, |series| series.seconds.len()),
-        "xl restore",
-        "seconds",
-        "MiB/s",
-        "/ stock"
-    );
-    for series in &measured.series {
-        text += &row(series.way.as_str(), median(&series.seconds), measured.file_bytes, stock);
-    }
-    if !measured.netcat.is_empty() {
-        text += &row("netcat to Linux", median(&measured.netcat), measured.file_bytes, stock);
-    }
-    for series in measured.series.iter().filter(|series| series.way != Way::Stock) {
-        text += &stages(series);
-        text += &hypercalls(series);
+    let nr_rounds = measured.series.first().map_or(0, |series| series.rounds.len());
+    let file_mib = mib(measured.file_bytes);
+    let mut text =
+        format!("{}, a file of {file_mib:.0} MiB, medians of {nr_rounds} rounds:\n\n", measured.guest);
+    line(&mut text, "", measured.series.iter().map(|series| series.name.to_owned()));
+    line(&mut text, "---", measured.series.iter().map(|_| "---:".to_owned()));
+    let stock = measured.series.first().and_then(|stock| of(stock, |round| Some(round.seconds)));
+    let seconds = |series: &Series| of(series, |round| Some(round.seconds));
+    row(&mut text, measured, "seconds", 2, seconds);
+    row(&mut text, measured, "against stock", 2, |series| Some(seconds(series)? / stock?));
+    row(&mut text, measured, "MiB/s", 0, |series| Some(file_mib / seconds(series)?));
+    row(&mut text, measured, "MiB/s while the stream runs", 0, |series| {
+        Some(file_mib / of(series, Round::streaming)?)
+    });
+    let (unit, nanoseconds) =
+        if measured.icount { ("instructions", INSTRUCTION_NS) } else { ("ns of processor time", 1.0) };
+    line(&mut text, &format!("*{unit} a page*"), measured.series.iter().map(|_| String::new()));
+    let scale = 1e9 / nanoseconds / pages(measured.file_bytes);
+    for (name, take) in STAGES {
+        row(&mut text, measured, name, 0, |series| Some(of(series, take)? * scale));
     }
     text
 }
 
-fn row(name: &str, seconds: f64, file_bytes: u64, stock: f64) -> String {
-    format!("{name:<16}{seconds:>9.2}{:>9.0}{:>9.2}\n", mib(file_bytes) / seconds, seconds / stock)
+/// A row of figures; a way that has none leaves its cell empty.
+fn row(
+    text: &mut String,
+    measured: &Measured,
+    name: &str,
+    decimals: usize,
+    of: impl Fn(&Series) -> Option<f64>,
+) {
+    let cell = |series| of(series).map_or_else(String::new, |value| format!("{value:.decimals$}"));
+    line(text, name, measured.series.iter().map(cell));
 }
 
-/// The median of each stage, the longest first.
-fn stages(series: &Series) -> String {
-    let phases = series.reports.iter().filter_map(|report| report["seconds_by_phase"].as_object());
-    let names: BTreeSet<&String> = phases.clone().flat_map(|phases| phases.keys()).collect();
-    let of = |name: &str| {
-        let each =
-            phases.clone().map(|phases| phases.get(name).and_then(|value| value.as_f64()).unwrap_or(0.0));
-        median(&each.collect::<Vec<_>>())
-    };
-    let mut stages: Vec<(&str, f64)> = names.iter().map(|name| (name.as_str(), of(name))).collect();
-    stages.sort_by(|a, b| b.1.total_cmp(&a.1));
-    let named: Vec<String> = stages.iter().map(|(name, seconds)| format!("{name} {seconds:.2}")).collect();
-    format!("{}: {}\n", series.way.as_str(), named.join(", "))
+fn line(text: &mut String, name: &str, cells: impl Iterator<Item = String>) {
+    text.push_str(&format!("| {name} |"));
+    cells.for_each(|cell| text.push_str(&format!(" {cell} |")));
+    text.push('\n');
 }
 
-/// The hypercalls of the last round, the most frequent first.
-fn hypercalls(series: &Series) -> String {
-    let Some(stub) = series.reports.last().map(|report| &report["stub"]) else { return String::new() };
-    let counted = stub["hypercalls"].as_object().into_iter().flatten();
-    let mut kinds: Vec<(&str, u64)> =
-        counted.map(|(kind, count)| (kind.as_str(), count.as_u64().unwrap_or(0))).collect();
-    kinds.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    let named: Vec<String> = kinds.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
-    format!("    hypercalls for {} pages: {}\n", stub["pages"], named.join(", "))
+/// The median over a way's rounds.
+fn of(series: &Series, take: impl Fn(&Round) -> Option<f64>) -> Option<f64> {
+    let values: Option<Vec<f64>> = series.rounds.iter().map(take).collect();
+    values.filter(|values| !values.is_empty()).map(|values| median(&values))
 }
 
 #[allow(clippy::cast_precision_loss, reason = "a file is smaller than 2^53 bytes")]
 fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a file is smaller than 2^53 bytes")]
+fn pages(bytes: u64) -> f64 {
+    (bytes / PAGE_BYTES).max(1) as f64
 }
 
 #[cfg(test)]
@@ -73,23 +92,40 @@ mod tests {
     #[test]
     fn the_table_sets_every_way_beside_stock() {
         let report = json!({
-            "seconds_by_phase": { "create": 1.0, "memory": 3.0 },
-            "stub": { "pages": 512, "hypercalls": { "mmu_update": 7, "sched_op": 9 } },
+            "seconds_by_phase": { "create": 1.0, "memory": 4.0 },
+            "stub_cpu_seconds": 0.5,
+            "stub": { "cpu_seconds_by_stage": { "network": 0.0, "copy": 0.2, "map": 0.1, "populate": 0.1 } },
         });
-        let series = |way, seconds, reports| Series { way, seconds: vec![seconds], reports };
+        let stock = Round { seconds: 4.0, command: 3.0, ..Round::default() };
+        let ring = Round { seconds: 5.0, command: 1.0, report, ..Round::default() };
         let measured = Measured {
             guest: "g".into(),
-            file_bytes: 100 << 20,
-            series: vec![series(Way::Stock, 4.0, vec![]), series(Way::Ring, 5.0, vec![report])],
-            netcat: vec![],
+            file_bytes: 4096 * 25600,
+            icount: true,
+            series: vec![
+                Series { name: "stock", rounds: vec![stock] },
+                Series { name: "stub, ring", rounds: vec![ring] },
+            ],
         };
         let expected = "\
-g: a file of 100 MiB, medians of 1 rounds
-xl restore        seconds    MiB/s  / stock
-stock                4.00       25     1.00
-stub, ring           5.00       20     1.25
-stub, ring: memory 3.00, create 1.00
-    hypercalls for 512 pages: sched_op 9, mmu_update 7
+g, a file of 100 MiB, medians of 1 rounds:
+
+|  | stock | stub, ring |
+| --- | ---: | ---: |
+| seconds | 4.00 | 5.00 |
+| against stock | 1.00 | 1.25 |
+| MiB/s | 25 | 20 |
+| MiB/s while the stream runs |  | 25 |
+| *instructions a page* |  |  |
+| dom0: xl and its helper | 58594 | 19531 |
+| dom0: netback |  |  |
+| receiver: netfront and TCP |  |  |
+| receiver: copy into frames |  | 3906 |
+| receiver: map frames |  | 1953 |
+| receiver: populate |  | 1953 |
+| receiver: all else |  | 1953 |
+| receiver in all |  | 9766 |
+| all | 58594 | 29297 |
 ";
         assert_eq!(draw(&measured), expected);
     }

@@ -94,7 +94,13 @@ struct MachineArguments {
 
 impl From<MachineArguments> for Options {
     fn from(from: MachineArguments) -> Self {
-        Self { mem_mib: from.mem, dom0_mib: from.dom0_mem, icount: from.icount, xen_args: from.xen_args }
+        Self {
+            mem_mib: from.mem,
+            dom0_mib: from.dom0_mem,
+            icount: from.icount,
+            xen_args: from.xen_args,
+            ..Self::default()
+        }
     }
 }
 

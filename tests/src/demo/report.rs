@@ -36,12 +36,20 @@ fn guest(seen: &Seen) -> Value {
         "stock": {
             "seconds": seconds(seen.stock.seconds),
             "superpages_2m": superpages(&seen.stock.survey),
+            "superpages_1g": seen.stock.survey.nr_contiguous_1g,
+            "hypercalls": seen.stock.dom0_calls,
         },
         "stub": {
             "seconds": seconds(seen.stub.seconds),
             "superpages_2m": superpages(&seen.stub.survey),
             "superpages_1g": seen.stub.survey.nr_contiguous_1g,
             "hypercalls": seen.stub_report["hypercalls"],
+            "dom0_hypercalls": seen.stub.dom0_calls,
+        },
+        "exchange": {
+            "stock_done": seen.exchanged.is_stock_done,
+            "outcome": seen.exchanged.report["outcome"],
+            "pause_us": seen.exchanged.report["pause_us"],
         },
         "checksum_equal": equal,
     })

@@ -1,8 +1,11 @@
 //! The table for people.
 
 use super::Seen;
+use super::calls::{of_stub, with_one_memory_op};
 use crate::survey::Survey;
 use control::RegionKind;
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 /// A row: what, seconds, 2 MiB, 1 GiB, checksum.
 type Row = [String; 5];
@@ -26,6 +29,9 @@ pub(super) fn draw(all: &[Seen]) -> String {
         }
     }
     for seen in all {
+        text.push_str(&exchange(seen));
+    }
+    for seen in all {
         text.push_str(&hypercalls(seen));
     }
     text
@@ -41,15 +47,29 @@ fn line([name, seconds, small, large, checksum]: &Row) -> String {
     format!("{name:<28}{seconds:>8}{small:>19}{large:>7}  {checksum}\n").trim_end().to_owned() + "\n"
 }
 
-/// The stub's hypercalls by kind, the most frequent first.
+/// What became of the frame that was said to fail.
+fn exchange(seen: &Seen) -> String {
+    let stock = if seen.exchanged.is_stock_done { "takes it" } else { "leaves it in use" };
+    let report = &seen.exchanged.report;
+    let outcome = report["outcome"].as_str().unwrap_or_default();
+    let paused_ms = report["pause_us"].as_f64().unwrap_or_default() / 1000.0;
+    let stub = format!("{outcome} exchanged, guest paused {paused_ms:.1} ms");
+    format!("a failing frame under {}: xen-hptool {stock}; stubctl: {stub}\n", seen.guest)
+}
+
+/// Hypercalls by kind, the most frequent of stock first: dom0's as Xen traces them, the stub's as it counts them.
 fn hypercalls(seen: &Seen) -> String {
-    let counted = seen.stub_report["hypercalls"].as_object();
-    let mut kinds: Vec<(&str, u64)> = counted
-        .into_iter()
-        .flatten()
-        .map(|(kind, count)| (kind.as_str(), count.as_u64().unwrap_or(0)))
-        .collect();
-    kinds.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    let named: Vec<String> = kinds.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
-    format!("hypercalls of the stub for {}: {}\n", seen.guest, named.join(", "))
+    let stub = with_one_memory_op(of_stub(&seen.stub_report).unwrap_or_default());
+    let columns = [&seen.stock.dom0_calls, &seen.stub.dom0_calls, &stub];
+    let kinds: BTreeSet<&String> = columns.iter().flat_map(|calls| calls.keys()).collect();
+    let of = |kind: &String| columns.map(|calls| calls.get(kind).copied().unwrap_or(0));
+    let mut rows: Vec<(&String, [u64; 3])> = kinds.into_iter().map(|kind| (kind, of(kind))).collect();
+    rows.retain(|(_, counts)| counts.iter().any(|count| *count > 0));
+    rows.sort_by_key(|(_, counts)| Reverse(*counts));
+    let title = format!("{} hypercalls", seen.guest);
+    let mut text = format!("\n{title:<28}{:>14}{:>17}{:>9}\n", "stock: dom0", "with stub: dom0", "stub");
+    for (kind, [stock, dom0, stub]) in rows {
+        text.push_str(&format!("{kind:<28}{stock:>14}{dom0:>17}{stub:>9}\n"));
+    }
+    text
 }

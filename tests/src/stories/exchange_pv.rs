@@ -7,8 +7,11 @@ const GUEST: &str = "pv-128";
 
 const SAVED: &str = "/var/lib/xen/save/pv-128";
 
-/// How many frames of data `scripts/test` exchanges, in two calls.
-const NR_FRAMES: usize = 20;
+/// How many frames of data.
+const NR_FRAMES: usize = 100;
+
+/// How many of them in a call, for which the guest is suspended once.
+const BATCH: usize = 10;
 
 /// How many page tables of each level.
 const NR_TABLES: usize = 4;
@@ -28,10 +31,16 @@ fn exchange_pv(stage: &Stage) -> Telling {
     let watchers = nr_watchers(stage)?;
     let pages = stage.sh(&format!("xl list {GUEST} | awk 'NR == 2 {{ print $3 }}'"))?;
     let data = frames(stage, "type 0x0)", NR_FRAMES)?;
-    stock(stage, data.first().map_or("", String::as_str))?;
-    for part in data.chunks(NR_FRAMES / 2) {
+    let first = data.first().map_or("", String::as_str);
+    stock(stage, first)?;
+    stage.ask(GUEST, "ticking")?;
+    let said = stage.sh(&format!("timeout -k 5 150 stubctl offline {first}"))?;
+    stage.say(format!("stubctl offline {first}: {said}"));
+    for part in data[1..].chunks(BATCH) {
         exchange(stage, part)?;
     }
+    stage.ask(GUEST, "ticking")?;
+    stage.ask(GUEST, "verify")?;
     let mut marked = data;
     for level in 1..=3 {
         let tables = frames(stage, &format!("L{level}"), NR_TABLES)?;
@@ -76,11 +85,17 @@ fn stock(stage: &Stage, mfn: &str) -> Telling {
 
 /// Exchanges frames of which each has to end offline, but for a root that is loaded and what Xen holds.
 fn exchange(stage: &Stage, mfns: &[String]) -> Telling {
-    let said = stage.sh(&format!("stubctl pv-exchange --json $(xl domid {GUEST}) {}", mfns.join(" ")))?;
+    let said = stage
+        .sh(&format!("timeout -k 5 150 stubctl pv-exchange --json $(xl domid {GUEST}) {}", mfns.join(" ")))?;
     let count = |what: &str| said.lines().filter(|line| line.contains(what)).count();
     let (done, offline) = (count("\"result\":\"done\""), count("\"state\":\"offline\""));
     let named = count("\"reason\":\"page-table-root\"") + count("\"reason\":\"in-use-by-xen\"");
-    stage.say(format!("{done} of {} frames exchanged, {named} refused by name", mfns.len()));
+    let pause =
+        said.split("\"pause_us\":").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or_default();
+    stage.say(format!(
+        "{done} of {} frames exchanged, {named} refused by name; suspended {pause} us",
+        mfns.len()
+    ));
     ensure(done == offline && done > 0 && done + named == mfns.len(), || format!("{mfns:?}:\n{said}"))
 }
 

@@ -1,6 +1,6 @@
 //! Little memory: the restore takes what there is.
 
-use super::restore::restore_paused;
+use super::restore::{expect_superpages, restore_paused};
 use crate::machine::Options;
 use crate::story::{Stage, Story, Telling, ensure};
 use crate::survey::Survey;
@@ -14,12 +14,21 @@ pub(super) const FRAGMENTED: Story = Story {
     tell: fragmented,
 };
 
+/// No page above what the guest owns.
+pub(super) const MAX_PAGES: Story = Story {
+    name: "stub-max-pages",
+    proves: "where the guest may own no page more than the stream holds, it arrives with every byte and its superpages, its \
+             pages in order or shuffled",
+    options: Options::default,
+    tell: max_pages,
+};
+
 /// Left unfragmented for the stub, page tables and what xl needs, in MiB; less than the guest is large.
 const LEFT_MIB: u64 = 64;
 
 /// An example guest's configuration, blown up to own all but [`LEFT_MIB`] of the free memory. Its own page tables take a
 /// part in a hundred more.
-fn hog(stage: &Stage) -> Telling<u64> {
+pub(super) fn hog(stage: &Stage) -> Telling<u64> {
     let free_mib = stage.free_kib()? / 1024;
     let mib = free_mib - free_mib / 64 - LEFT_MIB;
     let config = "/etc/xen/stubdom/guests/pvh-128.cfg";
@@ -46,4 +55,24 @@ fn fragmented(stage: &Stage) -> Telling {
     stage.ask(guest, "verify")?;
     stage.sh(&format!("xl destroy {guest} && xl destroy hog"))?;
     stage.expect_alone()
+}
+
+fn max_pages(stage: &Stage) -> Telling {
+    let (guest, file, shuffled) = ("pvh-128", "/var/lib/xen/save/pvh-128", "/var/lib/xen/save/shuffled");
+    stage.create(guest)?;
+    let fresh = Survey::take(stage, guest)?;
+    stage.sh(&format!("xl save {guest} {file}"))?;
+    stage.sh(&format!("nest-stream reorder {file} {shuffled} --shuffle-across --seed 6"))?;
+    let through = format!("NEST_MAX_PAGES={} LIBXL_SAVE_HELPER=/usr/bin/nest-tight", fresh.nr_owned);
+    for source in [file, shuffled] {
+        stage.sh(&format!("{through} xl restore -p {source}"))?;
+        let verdict = stage.sh(&format!("nest-oracle {file} $(xl domid {guest})"))?;
+        stage.say(verdict.lines().next_back().unwrap_or_default());
+        expect_superpages(stage, &fresh, &Survey::take(stage, guest)?)?;
+        stage.sh(&format!("xl unpause {guest}"))?;
+        stage.ask(guest, "verify")?;
+        stage.sh(&format!("xl destroy {guest}"))?;
+        stage.expect_alone()?;
+    }
+    Ok(())
 }

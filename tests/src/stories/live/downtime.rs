@@ -44,8 +44,8 @@ fn compare(stage: &Stage, rounds: u32) -> Telling {
     stage.say(format!("milliseconds       {}  down", columns(&names)));
     for _ in 0..rounds {
         for (name, environment) in [("stock", ""), ("through the stub", THROUGH_STUB)] {
-            let laps = one(stage, environment)?;
-            let down: Duration = laps[1..].iter().sum();
+            let laps = one(stage, GUEST, environment)?;
+            let down = down(&laps);
             let laps: Vec<_> = laps.iter().map(|lap| lap.as_millis().to_string()).collect();
             stage.say(format!("{name:18} {}  {}", columns(&laps), down.as_millis()));
         }
@@ -60,10 +60,20 @@ fn columns(cells: &[impl AsRef<str>]) -> String {
     cells.join("")
 }
 
+/// How long a guest stands still in one migration to the same host with the stock receiver.
+pub(in crate::stories) fn local_migration(stage: &Stage, guest: &str) -> Telling<Duration> {
+    one(stage, guest, "").map(|laps| down(&laps))
+}
+
+/// From when the guest has suspended.
+fn down(laps: &[Duration]) -> Duration {
+    laps.iter().skip(1).sum()
+}
+
 /// One migration's phases.
-fn one(stage: &Stage, environment: &str) -> Telling<Vec<Duration>> {
+fn one(stage: &Stage, guest: &str, environment: &str) -> Telling<Vec<Duration>> {
     Receiver::telling(stage, environment)?;
-    let job = stage.machine.dom0.start(&Receiver::command(GUEST, "-vvv"), &[])?;
+    let job = stage.machine.dom0.start(&Receiver::command(guest, "-vvv"), &[])?;
     let mut lines = Lines::default();
     let code = job.finish(LIMIT, |piece| lines.take(piece))?;
     let text = lines.text();

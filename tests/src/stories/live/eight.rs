@@ -19,6 +19,9 @@ const GUEST: &str = "pvh-128";
 const FILE: &str = "/var/lib/xen/save/pvh-128";
 const ALL: &str = "1 2 3 4 5 6 7 8";
 
+/// Xen's table of dom0's mappings grows by what eight rings of 1 MiB need (257 mappings of 16 bytes each), and stays so.
+const GROWN_KIB: u64 = 64;
+
 /// Longest time for the eight.
 const LIMIT: Duration = Duration::from_secs(900);
 
@@ -30,20 +33,12 @@ fn eight(stage: &Stage) -> Telling {
     ))?;
     let free = stage.settled_free_kib()?;
     let one_by_one = timed(stage, &format!("for n in {ALL}; do {} || exit; done", restore("$n")))?;
+    stage.say(format!("one by one {:.0} s", one_by_one.as_secs_f32()));
     clear(stage, free)?;
-    let at_once = timed(
-        stage,
-        &format!(
-            "rm -f /run/peak; for n in {ALL}; do {} & pids=\"$pids $!\"; done
-             for i in $(seq 4000); do
-                 cat /proc/[0-9]*/status 2>/dev/null | awk '/^Name:/ {{ is = $2 == \"stubctl\" }} /^RssAnon/ && is {{ kib += $2 }}
-                     END {{ print kib + 0 }}' >>/run/peak
-                 kill -0 $pids 2>/dev/null || break; sleep 0.3
-             done
-             for pid in $pids; do wait $pid || exit; done",
-            restore("$n")
-        ),
-    )?;
+    let at_once = timed(stage, &all_at_once(""))?;
+    stage.say(format!("at once {:.0} s", at_once.as_secs_f32()));
+    clear(stage, free)?;
+    timed(stage, &all_at_once(SAMPLE))?;
     let taken = free - stage.settled_free_kib()?;
     let stubs = stage.sh("xl list | awk '/-stubdom-/ { n++; mib += $3 } END { print n, mib }'")?;
     ensure(stubs.starts_with("8 "), || format!("expected 8 stubs, got {stubs}"))?;
@@ -52,16 +47,29 @@ fn eight(stage: &Stage) -> Telling {
     }
     let peak = stage.sh("sort -n /run/peak | tail -n 1")?;
     stage.say(format!(
-        "one by one {:.0} s, at once {:.0} s",
-        one_by_one.as_secs_f32(),
-        at_once.as_secs_f32()
-    ));
-    stage.say(format!(
         "stubs and their MiB: {stubs}; eight guests of 128 MiB and their stubs took {} MiB of Xen's memory; \
          all stubctl together at most {peak} KiB of their own",
         taken / 1024
     ));
     clear(stage, free)
+}
+
+/// What all stubctl take of their own, again and again until the restores have ended; it takes a good part of dom0's only
+/// processor, so that it does not run beside what is timed.
+const SAMPLE: &str = "for i in $(seq 4000); do
+         cat /proc/[0-9]*/status 2>/dev/null | awk '/^Name:/ { is = $2 == \"stubctl\" } /^RssAnon/ && is { kib += $2 }
+             END { print kib + 0 }' >>/run/peak
+         kill -0 $pids 2>/dev/null || break; sleep 0.3
+     done";
+
+/// Starts all, does something meanwhile, and waits for all.
+fn all_at_once(meanwhile: &str) -> String {
+    format!(
+        "rm -f /run/peak; for n in {ALL}; do {} & pids=\"$pids $!\"; done
+         {meanwhile}
+         for pid in $pids; do wait $pid || exit; done",
+        restore("$n")
+    )
 }
 
 fn restore(n: &str) -> String {
@@ -79,5 +87,5 @@ fn timed(stage: &Stage, script: &str) -> Telling<Duration> {
 fn clear(stage: &Stage, free: u64) -> Telling {
     stage.sh(&format!("for n in {ALL}; do xl destroy eight-$n; done"))?;
     stage.expect_alone()?;
-    stage.expect_free(free)
+    stage.expect_nearly_free(free, GROWN_KIB)
 }
