@@ -10,7 +10,7 @@ pub use crate::session::Missing;
 pub use crate::stream::{BlobKind, Piece, TscInfo};
 use alloc::vec::Vec;
 use core::fmt;
-use xen_front::types::{Domid, Gfn, Gref, Mfn, Order};
+use xen_front::types::{Domid, Gfn, Gref, Mfn, Order, PAGE_SIZE};
 
 /// How many frames the window holds, in 4 KiB pages: one batch of the stream (libxc's `MAX_BATCH_SIZE`).
 pub const WINDOW_FRAMES: usize = 1024;
@@ -182,6 +182,9 @@ pub trait XenExchange: Xen {
 
     /// Copies the frame at slot `from` to the one at slot `to`; that is mapped for [`Access::Write`].
     fn copy(&mut self, from: usize, to: usize);
+
+    /// Copies the frame at `slot` out; it is mapped. The guest may write to it meanwhile.
+    fn read(&self, slot: usize, page: &mut [u8; PAGE_SIZE]);
 
     /// Tells whether the frames at two slots hold the same bytes.
     fn equal(&self, left: usize, right: usize) -> bool;

@@ -4,18 +4,16 @@
 //! happens to stubctl, the exchange under way is finished from where it is.
 
 use crate::target::TargetXen;
-use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use control::exchange::{self as wire, MAX_RESERVED, Reason};
-use migration::exchange::pinned::looks_pinned;
 use migration::exchange::{
     Alone, Blocker, Error, Exchange, Insurance, Outcome, Plan, Refusal, Request, Reserved, Role, repair,
 };
 use migration::xen::{Errno, XenExchange};
 use xen_front::clock::Clock;
 use xen_front::ledger;
-use xen_front::types::{Mfn, Order, PAGE_SIZE};
+use xen_front::types::Mfn;
 
 /// What the stub answers.
 pub(crate) enum Reply {
@@ -72,29 +70,23 @@ impl Service {
         let began_ns = clock.now_ns();
         xen.set_fuse(order.panic_at);
         let reserved = core::mem::take(&mut self.reserved);
-        let mut request =
-            Request { mfn: order.mfn, reserved: &reserved, scratch_region: order.scratch_region };
-        let mut has_pinned_neighbour = false;
-        let prepared = prepare(&request, xen, clock).or_else(|failure| match failure {
-            Failure::RegionLooksPinned => {
-                (request.scratch_region, has_pinned_neighbour) = (None, true);
-                prepare(&request, xen, clock)
-            }
-            failure => Err(failure),
-        });
-        match prepared {
+        let request = Request {
+            mfn: order.mfn,
+            reserved: &reserved,
+            scratch_region: order.scratch_region,
+            now_ns: began_ns,
+        };
+        match Exchange::prepare(&request, xen) {
             Ok(exchange) => {
-                let scope =
-                    if has_pinned_neighbour { wire::Scope::SplitByNeighbour } else { scope(&exchange) };
                 let ns = clock.now_ns().saturating_sub(began_ns);
-                let prepared = wire::Prepared { gfn: exchange.gfn(), scope, ns };
+                let prepared = wire::Prepared { gfn: exchange.gfn(), scope: scope(&exchange), ns };
                 if order.only_check {
                     return release(exchange, prepared, xen);
                 }
                 self.exchange = Some(exchange);
                 Reply::Prepared(prepared)
             }
-            Err(failure) => failure.into(),
+            Err(error) => error.into(),
         }
     }
 
@@ -158,62 +150,6 @@ impl Service {
     }
 }
 
-/// Why there is nothing to swap.
-enum Failure {
-    /// The engine says so.
-    Error(Error),
-    /// The page itself looks as if Xen writes to it.
-    LooksPinned,
-    /// Another page of the superpage does: the page alone can be exchanged.
-    RegionLooksPinned,
-}
-
-impl From<Failure> for Reply {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Error(error) => error.into(),
-            Failure::LooksPinned | Failure::RegionLooksPinned => {
-                let text = "the page looks like one that Xen itself writes to (vcpu_info, an event channel array or its \
-                            control block)";
-                Self::NotExchanged(Reason::LooksPinned, text.to_string())
-            }
-        }
-    }
-}
-
-/// Prepares, and looks at the pages for those that Xen writes to.
-fn prepare(request: &Request<'_>, xen: &mut TargetXen, clock: Clock) -> Result<Exchange, Failure> {
-    let exchange = Exchange::prepare(request, xen).map_err(Failure::Error)?;
-    match look(&exchange, xen, clock) {
-        Ok(()) => Ok(exchange),
-        Err(failure) => match exchange.finish(xen) {
-            Ok(_) => Err(failure),
-            Err(error) => Err(Failure::Error(error)),
-        },
-    }
-}
-
-/// The old frames stand in the window from slot 0 on: the page's alone, or those of the whole superpage.
-fn look(exchange: &Exchange, xen: &TargetXen, clock: Clock) -> Result<(), Failure> {
-    let now_ns = clock.now_ns();
-    let mut bytes = Box::new([0; PAGE_SIZE]);
-    let start = exchange.gfn().align_down(Order::PAGE_2M);
-    let (nr_pages, failing) = match exchange.plan() {
-        Plan::Page => (1, 0),
-        Plan::Superpage => (Order::PAGE_2M.nr_frames(), exchange.gfn().raw() - start.raw()),
-    };
-    let mut pinned = (0..nr_pages).filter(|page| {
-        // Slots count to 1024.
-        xen.read(usize::try_from(*page).unwrap_or_default(), &mut bytes);
-        looks_pinned(&bytes[..], now_ns)
-    });
-    match pinned.next() {
-        None => Ok(()),
-        Some(page) if page == failing => Err(Failure::LooksPinned),
-        Some(_) => Err(Failure::RegionLooksPinned),
-    }
-}
-
 /// Undoes what was prepared, after a check.
 fn release(exchange: Exchange, prepared: wire::Prepared, xen: &mut TargetXen) -> Reply {
     match exchange.finish(xen) {
@@ -260,6 +196,7 @@ fn blocked(blocker: &Blocker) -> Reason {
         Blocker::Type(migration::xen::PageType::Ioreq) => Reason::Ioreq,
         Blocker::Unmappable(Errno::EBUSY) => Reason::NotTheTargets,
         Blocker::Type(_) | Blocker::Unmappable(_) => Reason::NotMemory,
+        Blocker::LooksPinned => Reason::LooksPinned,
         Blocker::Reserved(role) => match role {
             Role::Store => Reason::Store,
             Role::Console => Reason::Console,

@@ -18,16 +18,17 @@
 //! The mapping of the old frames is kept from the first phase to the last: it keeps them alive after they have left the
 //! guest, for copying, repair and scrubbing, and its end is what retires a frame that was marked offline before.
 //!
-//! No hypercall shows the pages that Xen itself has pinned (a registered `vcpu_info`, the FIFO event channels). The caller
-//! looks for them ([`pinned`]); one that was missed shows afterwards: [`Report::held`].
+//! No hypercall shows the pages that Xen itself has pinned (a registered `vcpu_info`, the FIFO event channels). The survey
+//! knows them by their look ([`pinned`]); one that it missed shows afterwards: [`Report::held`].
 
 mod error;
 pub mod grants;
 mod page;
-pub mod pinned;
+mod pinned;
 mod plan;
 mod repair;
 mod superpage;
+mod survey;
 
 use crate::xen::{Access, EXCHANGE_FRAMES, Errno, PageType, XenExchange};
 use alloc::vec;
@@ -38,6 +39,7 @@ use xen_front::types::{Gfn, Mfn, Order};
 pub use error::{Error, Step};
 pub use plan::{Alone, Blocker, Plan, Refusal, Reserved, Role, Survey};
 pub use repair::{Insurance, repair};
+use survey::grant_blocker;
 
 /// Pages of a region.
 const REGION_LEN: usize = 1 << 9;
@@ -73,6 +75,8 @@ pub struct Request<'a> {
     /// Where a new superpage may wait: 512 gfns from here on, aligned, that are a hole and that the guest does not use
     /// for anything; just past its highest gfn is a good place. `None` exchanges pages alone.
     pub scratch_region: Option<Gfn>,
+    /// Xen's system time in nanoseconds, by which a page that Xen keeps the time in is known.
+    pub now_ns: u64,
 }
 
 /// How the exchange came out.
@@ -245,50 +249,6 @@ impl Exchange {
         Ok(())
     }
 
-    /// Learns all that decides about the frame and the region around it.
-    fn survey<X: XenExchange>(&mut self, request: &Request<'_>, xen: &mut X) -> Result<Survey, Error> {
-        let region = region(self.gfn);
-        let mut reserved = request.reserved.to_vec();
-        for (index, role, unit) in plan::PARAMS {
-            let value = retry(|| xen.param(index)).map_err(at(Step::Param))?;
-            reserved.extend(plan::reserved_by(role, unit, value));
-        }
-        let frames = self.look(&region, xen);
-        let mut blockers = Vec::new();
-        for (&gfn, &error) in region.iter().zip(&self.errors) {
-            if error != 0 {
-                blockers.push((gfn, Blocker::Unmappable(Errno::new(error))));
-            }
-            let role = reserved.iter().find(|reserved| reserved.holds(gfn));
-            blockers.extend(role.map(|reserved| (gfn, Blocker::Reserved(reserved.role))));
-        }
-        // Types and grants are asked for where they matter: of the page, and of all pages of what could be exchanged whole.
-        let mut survey = Survey { mfn: self.mfn, gfn: self.gfn, frames, blockers };
-        let is_whole = request.scratch_region.is_some() && survey.plan()? == Plan::Superpage;
-        let asked = if is_whole { region } else { vec![self.gfn] };
-        for &gfn in &asked {
-            survey.blockers.extend(self.type_blocker(gfn, xen)?.map(|blocker| (gfn, blocker)));
-        }
-        survey.blockers.extend(grant_blocker(&[self.gfn], xen)?);
-        if is_whole {
-            survey.blockers.extend(grant_blocker(&asked, xen)?);
-        }
-        Ok(survey)
-    }
-
-    /// Asks Xen whether a page is ordinary memory.
-    fn type_blocker<X: XenExchange>(&mut self, gfn: Gfn, xen: &mut X) -> Result<Option<Blocker>, Error> {
-        let page_type = retry(|| xen.page_type(gfn)).map_err(at(Step::PageType))?;
-        if gfn == self.gfn {
-            self.page_type = page_type;
-        }
-        Ok(match page_type {
-            PageType::Ram => None,
-            PageType::ReadOnly if gfn == self.gfn => None,
-            PageType::ReadOnly | PageType::None | PageType::Ioreq => Some(Blocker::Type(page_type)),
-        })
-    }
-
     /// Has a new page wait at a hole.
     fn reserve_page<X: XenExchange>(&mut self, xen: &mut X) -> Result<(), Error> {
         let mut candidates = (SCRATCH_PAGES.start.raw()..SCRATCH_PAGES.end.raw()).map(Gfn::new);
@@ -370,12 +330,6 @@ impl Exchange {
 }
 
 const DECREASE_FAILED: Error = Error::Xen { step: Step::Decrease, errno: Errno::ENOMEM };
-
-/// Asks whether one of these consecutive pages is granted and mapped.
-fn grant_blocker<X: XenExchange>(pages: &[Gfn], xen: &mut X) -> Result<Option<(Gfn, Blocker)>, Error> {
-    let grant = retry(|| xen.mapped_grant(pages[0], pages.len() as u64)).map_err(at(Step::Grants))?;
-    Ok(grant.map(|(gfn, gref)| (gfn, Blocker::Granted(gref))))
-}
 
 /// Returns the gfns of the 2 MiB region that holds `gfn`.
 fn region(gfn: Gfn) -> Vec<Gfn> {

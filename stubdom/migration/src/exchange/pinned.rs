@@ -16,7 +16,7 @@ const NR_OTHERS: usize = 124;
 const MASKED: u32 = 1 << 30;
 
 /// Tells whether a page looks as if Xen writes to it; `now_ns` is Xen's system time.
-pub fn looks_pinned(page: &[u8], now_ns: u64) -> bool {
+pub(super) fn looks_pinned(page: &[u8], now_ns: u64) -> bool {
     is_event_array(page) || is_control_block(page) || has_time(page, now_ns)
 }
 

@@ -16,6 +16,8 @@ pub enum Blocker {
     Unmappable(Errno),
     /// It is no ordinary memory.
     Type(PageType),
+    /// It looks like a page that Xen itself has pinned and writes to; it would go on writing to the old frame.
+    LooksPinned,
 }
 
 impl fmt::Display for Blocker {
@@ -30,6 +32,10 @@ impl fmt::Display for Blocker {
             Self::Unmappable(errno) => write!(f, "it cannot be mapped: {errno}"),
             Self::Type(PageType::Ioreq) => f.write_str("its writes go to an ioreq server"),
             Self::Type(_) => f.write_str("it is a hole, device registers or a broken frame"),
+            Self::LooksPinned => f.write_str(
+                "the page looks like one that Xen itself writes to (vcpu_info, an event channel array or its control \
+                 block)",
+            ),
         }
     }
 }

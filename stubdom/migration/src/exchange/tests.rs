@@ -1,5 +1,5 @@
 use super::*;
-use crate::fake::{FakeXen, Offline, Page};
+use crate::fake::{Call, FakeXen, Offline, Page, Pinned};
 use crate::sample::contents;
 use crate::xen::Xen;
 use alloc::string::ToString;
@@ -27,7 +27,7 @@ fn guest() -> FakeXen {
 }
 
 fn request(mfn: Mfn) -> Request<'static> {
-    Request { mfn, reserved: &[], scratch_region: Some(SCRATCH_REGION) }
+    Request { mfn, reserved: &[], scratch_region: Some(SCRATCH_REGION), now_ns: FakeXen::NOW_NS }
 }
 
 fn memory(xen: &FakeXen) -> Vec<(Gfn, Page)> {
@@ -36,6 +36,11 @@ fn memory(xen: &FakeXen) -> Vec<(Gfn, Page)> {
 
 fn frames(xen: &FakeXen) -> Vec<(Gfn, Option<Mfn>)> {
     xen.gfns().map(|gfn| (gfn, xen.frame(gfn))).collect()
+}
+
+/// What was populated, and how often.
+fn populated(xen: &FakeXen) -> Vec<Call> {
+    xen.ledger.0.iter().filter(|call| matches!(call, Call::Populate { .. })).cloned().collect()
 }
 
 /// Marks the frame of `gfn` offline and exchanges it, all three phases.
@@ -172,11 +177,11 @@ fn assert_refused(gfn: Gfn, reserved: &[Reserved], change: impl FnOnce(&mut Fake
     let mut xen = guest();
     let mfn = xen.frame(gfn).expect("populated");
     change(&mut xen);
-    let before = (memory(&xen), frames(&xen), xen.nr_owned());
-    let request = Request { mfn, reserved, scratch_region: Some(SCRATCH_REGION) };
+    let before = (memory(&xen), frames(&xen), xen.nr_owned(), xen.nr_free());
+    let request = Request { reserved, ..request(mfn) };
     assert_eq!(Exchange::prepare(&request, &mut xen).map(|exchange| exchange.plan), Err(error), "{error}");
-    assert!((memory(&xen), frames(&xen), xen.nr_owned()) == before);
-    assert_eq!(xen.nr_mapped(), 0);
+    assert!((memory(&xen), frames(&xen), xen.nr_owned(), xen.nr_free()) == before, "{error}");
+    assert_eq!((xen.nr_mapped(), populated(&xen)), (0, vec![]), "{error}");
 }
 
 #[test]
@@ -230,6 +235,59 @@ fn a_superpage_with_a_page_that_must_stay_is_split() {
     xen.mapped_grants.insert(Gfn::new(513), Gref::new(9));
     let report = exchange(&mut xen, Gfn::new(700)).expect("the page itself is free");
     assert_eq!((report.outcome, xen.is_superpage(Gfn::new(700))), (Outcome::Page, false));
+}
+
+#[test]
+fn a_page_that_xen_has_pinned_is_refused_before_anything_is_populated() {
+    for gfn in [0x2003, 700].map(Gfn::new) {
+        for pinned in Pinned::ALL {
+            let blocked = Refusal::Blocked { gfn, blocker: Blocker::LooksPinned };
+            assert_refused(gfn, &[], |xen| xen.pin(gfn, pinned), blocked.into());
+        }
+    }
+}
+
+#[test]
+fn what_xen_says_of_a_page_goes_before_its_look() {
+    let gfn = Gfn::new(700);
+    let change = |xen: &mut FakeXen| {
+        xen.pin(gfn, Pinned::VcpuInfo);
+        xen.mapped_grants.insert(gfn, Gref::new(9));
+    };
+    let blocked = Refusal::Blocked { gfn, blocker: Blocker::Granted(Gref::new(9)) };
+    assert_refused(gfn, &[], change, blocked.into());
+}
+
+/// A guest with a page that Xen has pinned in its second superpage.
+fn guest_with_pinned(neighbour: u64, pinned: Pinned) -> FakeXen {
+    let mut xen = guest();
+    xen.pin(Gfn::new(neighbour), pinned);
+    xen
+}
+
+#[test]
+fn beside_a_page_that_xen_has_pinned_a_page_is_exchanged_alone_after_one_survey() {
+    let gfn = Gfn::new(700);
+    for (neighbour, pinned) in [512, 699, 1023].into_iter().zip(Pinned::ALL) {
+        let mut xen = guest_with_pinned(neighbour, pinned);
+        let (before, owned) = (memory(&xen), xen.nr_owned());
+        let frames_but_one = |xen: &FakeXen| {
+            let mut frames = frames(xen);
+            frames.retain(|(at, _)| *at != gfn);
+            frames
+        };
+        let others = frames_but_one(&xen);
+        let old = xen.frame(gfn).expect("populated");
+        let mut exchange = Exchange::prepare(&request(old), &mut xen).expect("the page itself is free");
+        assert_eq!((exchange.plan(), exchange.alone()), (Plan::Page, Some(Alone::Neighbour)), "{pinned:?}");
+        assert_eq!(populated(&xen), [Call::Populate { order: Order::PAGE_4K, nr_asked: 1, nr_done: 1 }]);
+        exchange.swap(&mut xen, |_| ()).expect("nothing fails");
+        let report = exchange.finish(&mut xen).expect("nothing fails").expect("swapped");
+        assert_eq!((report.outcome, report.held, report.old), (Outcome::Page, vec![], old));
+        assert_eq!(populated(&xen).len(), 1, "{pinned:?}");
+        assert!(memory(&xen) == before && frames_but_one(&xen) == others, "{pinned:?}");
+        assert_eq!((xen.nr_owned(), xen.nr_orphans(), xen.nr_mapped()), (owned, 0, 0), "{pinned:?}");
+    }
 }
 
 #[test]
@@ -299,15 +357,19 @@ fn a_superpage_that_goes_only_in_part_is_patched() {
     }
 }
 
+/// The calls that are worth failing: of many equal ones in a row, the first and the last.
+fn telling(calls: &[Call]) -> impl Iterator<Item = usize> {
+    let is_inner =
+        |nr: usize| nr > 0 && calls.get(nr - 1) == calls.get(nr) && calls.get(nr) == calls.get(nr + 1);
+    (0..calls.len()).filter(move |nr| !is_inner(*nr))
+}
+
 /// Runs a whole exchange with one call failing; the guest must be whole whatever happens.
-fn sweep(gfn: Gfn) {
+fn sweep(guest: impl Fn() -> FakeXen, gfn: Gfn) {
     let (mut sound, reference) = (guest(), guest());
     exchange(&mut sound, gfn).expect("nothing fails");
     let calls = &sound.ledger.0;
-    // Of many equal calls in a row, the first and the last.
-    let is_inner =
-        |nr: usize| nr > 0 && calls.get(nr - 1) == calls.get(nr) && calls.get(nr) == calls.get(nr + 1);
-    for nr in (0..calls.len()).filter(|nr| !is_inner(*nr)) {
+    for nr in telling(calls) {
         let mut xen = guest();
         let old = xen.frame(gfn).expect("populated");
         xen.fail_call = Some(nr);
@@ -323,12 +385,34 @@ fn sweep(gfn: Gfn) {
 
 #[test]
 fn whichever_call_fails_once_a_page_is_exchanged_all_the_same() {
-    sweep(Gfn::new(0x2003));
+    sweep(guest, Gfn::new(0x2003));
 }
 
 #[test]
 fn whichever_call_fails_once_a_superpage_is_exchanged_all_the_same() {
-    sweep(Gfn::new(700));
+    sweep(guest, Gfn::new(700));
+}
+
+#[test]
+fn whichever_call_fails_once_a_page_beside_a_pinned_one_is_exchanged_all_the_same() {
+    sweep(|| guest_with_pinned(699, Pinned::ControlBlock), Gfn::new(700));
+}
+
+#[test]
+fn whichever_call_fails_once_a_pinned_page_is_refused_all_the_same() {
+    let gfn = Gfn::new(700);
+    let pinned_guest = || guest_with_pinned(gfn.raw(), Pinned::VcpuInfo);
+    let reference = pinned_guest();
+    let refused = Err(Error::Refused(Refusal::Blocked { gfn, blocker: Blocker::LooksPinned }));
+    let mut sound = pinned_guest();
+    assert_eq!(exchange(&mut sound, gfn), refused);
+    for nr in telling(&sound.ledger.0) {
+        let mut xen = pinned_guest();
+        xen.fail_call = Some(nr);
+        assert_eq!(exchange(&mut xen, gfn), refused, "call {nr}");
+        assert!(memory(&xen) == memory(&reference) && frames(&xen) == frames(&reference), "call {nr}");
+        assert_eq!((xen.nr_free(), xen.nr_mapped()), (reference.nr_free(), 0), "call {nr}");
+    }
 }
 
 #[test]
@@ -345,13 +429,11 @@ fn a_call_that_fails_for_good_leaves_the_guest_as_it_was() {
 }
 
 /// Has a stub die at each call of an exchange, and another put the guest right with what dom0 knows.
-fn outlive(gfn: Gfn) {
+fn outlive(guest: impl Fn() -> FakeXen, gfn: Gfn) {
     let mut sound = guest();
     exchange(&mut sound, gfn).expect("nothing fails");
     let (calls, before, owned) = (&sound.ledger.0, memory(&guest()), guest().nr_owned());
-    let is_inner =
-        |nr: usize| nr > 0 && calls.get(nr - 1) == calls.get(nr) && calls.get(nr) == calls.get(nr + 1);
-    for nr in (0..calls.len()).filter(|nr| !is_inner(*nr)) {
+    for nr in telling(calls) {
         let mut xen = guest();
         let mfn = xen.frame(gfn).expect("populated");
         xen.offline(mfn);
@@ -374,12 +456,17 @@ fn outlive(gfn: Gfn) {
 
 #[test]
 fn whenever_the_stub_dies_another_can_put_a_page_right() {
-    outlive(Gfn::new(0x2003));
+    outlive(guest, Gfn::new(0x2003));
 }
 
 #[test]
 fn whenever_the_stub_dies_another_can_put_a_superpage_right() {
-    outlive(Gfn::new(700));
+    outlive(guest, Gfn::new(700));
+}
+
+#[test]
+fn whenever_the_stub_dies_another_can_put_a_page_beside_a_pinned_one_right() {
+    outlive(|| guest_with_pinned(699, Pinned::EventArray), Gfn::new(700));
 }
 
 proptest! {

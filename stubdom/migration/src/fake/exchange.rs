@@ -3,9 +3,50 @@
 use super::{Call, FakeXen, Offline};
 use crate::xen::{Access, Errno, PageType, XenExchange};
 use alloc::vec::Vec;
-use xen_front::types::{Gfn, Gref, Mfn, Order};
+use xen_front::types::{Gfn, Gref, Mfn, Order, PAGE_SIZE};
+
+/// What a guest has Xen keep in a page of its, which Xen pins for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pinned {
+    /// `VCPUOP_register_vcpu_info`.
+    VcpuInfo,
+    /// `EVTCHNOP_expand_array`.
+    EventArray,
+    /// `EVTCHNOP_init_control`.
+    ControlBlock,
+}
+
+impl Pinned {
+    /// All kinds.
+    pub const ALL: [Self; 3] = [Self::VcpuInfo, Self::EventArray, Self::ControlBlock];
+
+    /// What a page of the kind looks like.
+    fn page(self) -> Vec<u8> {
+        let (words, rest): (&[u32], u32) = match self {
+            // Events, mask, two registers; version, padding, counter, system time, multiplier, shift.
+            Self::VcpuInfo => {
+                (&[0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0x1234, 1, 0x777, 1, 0x8000_1234, 0x1ff], 0x5555_5555)
+            }
+            Self::EventArray => (&[0, 1 << 31, 1 << 31 | 7], 1 << 30),
+            Self::ControlBlock => (&[1 << 7, 0, 3, 0, 0, 0, 0, 0, 0, 5], 0),
+        };
+        let words = words.iter().copied().chain(core::iter::repeat(rest));
+        words.take(PAGE_SIZE / 4).flat_map(u32::to_le_bytes).collect()
+    }
+}
 
 impl FakeXen {
+    /// Xen's system time, in nanoseconds.
+    pub const NOW_NS: u64 = 1 << 40;
+
+    /// Has Xen pin a page and keep this in it.
+    pub fn pin(&mut self, gfn: Gfn, pinned: Pinned) {
+        self.write(gfn, &pinned.page());
+        if let Some(mfn) = self.frame(gfn) {
+            self.hold(mfn);
+        }
+    }
+
     /// Marks a frame offline (`XEN_SYSCTL_page_offline_op`), as dom0 does before an exchange.
     pub fn offline(&mut self, mfn: Mfn) {
         self.host.offline(mfn);
@@ -56,6 +97,10 @@ impl XenExchange for FakeXen {
         let bytes = self.host.contents(self.slot(from, Access::Read));
         let to = self.slot(to, Access::Write);
         *self.host.contents_mut(to) = bytes;
+    }
+
+    fn read(&self, slot: usize, page: &mut [u8; PAGE_SIZE]) {
+        *page = self.host.contents(self.slot(slot, Access::Read));
     }
 
     fn equal(&self, left: usize, right: usize) -> bool {

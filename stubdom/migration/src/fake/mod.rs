@@ -20,6 +20,7 @@ use alloc::vec::Vec;
 use xen_front::types::{Domid, Gfn, Gref, Mfn, Order, PAGE_SIZE};
 
 pub use dom0::FakeDom0;
+pub use exchange::Pinned;
 use host::Host;
 pub use host::{Offline, Page};
 pub use ledger::{Call, Ledger};

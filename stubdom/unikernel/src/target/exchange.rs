@@ -12,11 +12,6 @@ use xen_front::types::{Gfn, Gref, Mfn, PAGE_SIZE};
 use xen_front::window;
 
 impl TargetXen {
-    /// Copies the frame at `slot` of the window out.
-    pub(crate) fn read(&self, slot: usize, out: &mut [u8; PAGE_SIZE]) {
-        self.window.read(slot, 0, out);
-    }
-
     /// Maps the frames that the target's grant table has now; gives how many.
     fn map_grant_table(&mut self) -> Result<usize, Errno> {
         let (nr_frames, _) = grant_table::query_size_of(self.target).map_err(errno)?;
@@ -48,6 +43,10 @@ impl XenExchange for TargetXen {
 
     fn copy(&mut self, from: usize, to: usize) {
         self.window.copy_frame(from, to);
+    }
+
+    fn read(&self, slot: usize, page: &mut [u8; PAGE_SIZE]) {
+        self.window.read(slot, 0, page);
     }
 
     fn equal(&self, left: usize, right: usize) -> bool {
