@@ -33,7 +33,7 @@ pub(crate) struct Tcp {
 
 impl Tcp {
     /// Connects to the stub and opens the connection with its token. The stub serves one connection at a time and turns
-    /// strangers away: a refusal is tried again until `timeout`.
+    /// strangers away: a refusal is tried again until `timeout` is over.
     ///
     /// # Errors
     /// [`RelayError::Connect`].
@@ -45,17 +45,8 @@ impl Tcp {
     ) -> Result<Self, RelayError> {
         let error = |error: io::Error| RelayError::Connect { address, kind: error.kind() };
         let socket_address = SocketAddrV6::new(address, control::STREAM_PORT, 0, scope);
-        let deadline = Instant::now() + timeout;
-        let mut socket = loop {
-            match TcpStream::connect_timeout(&socket_address.into(), timeout) {
-                Err(refused)
-                    if refused.kind() == io::ErrorKind::ConnectionRefused && Instant::now() < deadline =>
-                {
-                    thread::sleep(AGAIN);
-                }
-                connected => break connected.map_err(error)?,
-            }
-        };
+        let attempt = |left| TcpStream::connect_timeout(&socket_address.into(), left);
+        let mut socket = until_accepted(timeout, attempt).map_err(error)?;
         socket.set_nodelay(true).map_err(error)?;
         socket.write_all(token).map_err(error)?;
         Self::over(socket).map_err(error)
@@ -122,5 +113,51 @@ impl Tcp {
         let nr = sys::read(source, &mut buffer[..len.min(COPY_BYTES)])?;
         self.pipe_in.write_all(&buffer[..nr])?;
         Ok(nr)
+    }
+}
+
+/// Tries again after a refusal. Each attempt is given what remains of `timeout`; the last refusal is the result.
+fn until_accepted<T>(timeout: Duration, mut attempt: impl FnMut(Duration) -> io::Result<T>) -> io::Result<T> {
+    let deadline = Instant::now() + timeout;
+    let mut left = timeout;
+    loop {
+        match attempt(left) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                thread::sleep(AGAIN.min(left));
+                left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(error);
+                }
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_attempt_to_connect_has_what_the_ones_before_have_left() {
+        let timeout = AGAIN * 3;
+        let mut given = Vec::new();
+        let refused: io::Result<()> = until_accepted(timeout, |left| {
+            given.push(left);
+            Err(io::ErrorKind::ConnectionRefused.into())
+        });
+        assert_eq!(refused.map_err(|error| error.kind()), Err(io::ErrorKind::ConnectionRefused));
+        assert_eq!(given.first(), Some(&timeout));
+        assert!(given.windows(2).all(|pair| pair[1] < pair[0] && !pair[1].is_zero()), "{given:?}");
+    }
+
+    #[test]
+    fn only_a_refusal_is_tried_again() {
+        let mut nr_attempts = 0;
+        let outcome = until_accepted(AGAIN, |_| {
+            nr_attempts += 1;
+            Err::<(), _>(io::ErrorKind::TimedOut.into())
+        });
+        assert_eq!((outcome.map_err(|error| error.kind()), nr_attempts), (Err(io::ErrorKind::TimedOut), 1));
     }
 }
