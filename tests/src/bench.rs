@@ -150,7 +150,7 @@ fn netcat(stage: &Stage, file: &str, nr_rounds: usize) -> Telling<Vec<Round>> {
     stage.sh(&format!("for i in $(seq 600); do {ready} && exit; sleep 0.2; done; exit 1"))?;
     let mut rounds = Vec::new();
     for _ in 0..nr_rounds {
-        std::thread::sleep(Duration::from_secs(1)); // until it listens again
+        std::thread::sleep(Duration::from_secs(1)); // until it listens
         let before = cpu_of(stage, guest)?;
         let mut round = Round::take(stage, &format!("nc.openbsd -N 10.80.0.2 8002 <{file}"))?;
         round.guest = Some(cpu_of(stage, guest)? - before);

@@ -27,8 +27,9 @@ pub(super) struct Round {
 impl Round {
     /// Runs a command in dom0 that must succeed.
     pub(super) fn take(stage: &Stage, command: &str) -> Telling<Self> {
+        // Busybox's awk writes %d as 32 bits.
         let netback = "grep -ls '^vif' /proc/[0-9]*/comm | sed s/comm/schedstat/ | xargs -r cat | \
-                       awk '{ n += $1 } END { printf \"%d\\n\", n }'";
+                       awk '{ n += $1 } END { printf \"%.0f\\n\", n }'";
         let output = stage.sh(&format!(
             "TIMEFORMAT='%U %S'; n=$({netback}); a=$(date +%s%N)\n\
              (time {command} >/run/bench.log 2>&1) 2>/run/bench.time || {{ cat /run/bench.log; exit 1; }}\n\
