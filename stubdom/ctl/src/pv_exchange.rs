@@ -109,42 +109,37 @@ fn p2m_of(shared_info: &Words) -> (Option<Root>, u64) {
 
 impl PvGuest for Dom0<'_> {
     fn read(&mut self, mfns: &[Mfn], pages: &mut [Words]) -> Result<(), Errno> {
-        self.memory.read(mfns, pages).map_err(negated)
+        self.memory.read(mfns, pages).map_err(Errno::new)
     }
 
     fn write(&mut self, mfn: Mfn, page: &Words) -> Result<(), Errno> {
-        self.memory.write(mfn, page).map_err(negated)
+        self.memory.write(mfn, page).map_err(Errno::new)
     }
 
     fn write_word(&mut self, mfn: Mfn, index: usize, word: u64) -> Result<(), Errno> {
-        self.memory.write_word(mfn, index, word).map_err(negated)
+        self.memory.write_word(mfn, index, word).map_err(Errno::new)
     }
 
     fn page_types(&mut self, mfns: &[Mfn], types: &mut [PageType]) -> Result<(), Errno> {
-        self.hypercalls.page_types(self.domid, mfns, types).map_err(negated)
+        self.hypercalls.page_types(self.domid, mfns, types).map_err(Errno::new)
     }
 
     fn mmu_update(&mut self, updates: &[Update]) -> Result<(), (usize, Errno)> {
         let outcome = self.hypercalls.mmu_update(self.domid, updates);
-        outcome.map_err(|(nr_done, errno)| (nr_done, negated(errno)))
+        outcome.map_err(|(nr_done, errno)| (nr_done, Errno::new(errno)))
     }
 
     fn pin(&mut self, mfn: Mfn, level: u8) -> Result<(), Errno> {
-        self.host.xen.pin(self.domid, mfn, level).map_err(negated)
+        self.host.xen.pin(self.domid, mfn, level).map_err(Errno::new)
     }
 
     fn unpin(&mut self, mfn: Mfn) -> Result<(), Errno> {
-        self.host.xen.unpin(self.domid, mfn).map_err(negated)
+        self.host.xen.unpin(self.domid, mfn).map_err(Errno::new)
     }
 
     fn exchange(&mut self, old: Mfn, pfn: Pfn) -> Result<Mfn, Errno> {
-        self.hypercalls.exchange(self.domid, old, pfn).map_err(negated)
+        self.hypercalls.exchange(self.domid, old, pfn).map_err(Errno::new)
     }
-}
-
-/// libc's positive numbers as Xen's negative ones.
-fn negated(errno: i32) -> Errno {
-    Errno::new(-errno)
 }
 
 #[cfg(test)]

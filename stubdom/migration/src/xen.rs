@@ -9,7 +9,7 @@
 pub use crate::session::Missing;
 pub use crate::stream::{BlobKind, Piece, TscInfo};
 use alloc::vec::Vec;
-use core::fmt;
+pub use xen_front::errno::Errno;
 use xen_front::types::{Domid, Gfn, Gref, Mfn, Order, PAGE_SIZE};
 
 /// How many frames the window holds, in 4 KiB pages: one batch of the stream (libxc's `MAX_BATCH_SIZE`).
@@ -25,76 +25,6 @@ pub enum Access {
     Read,
     /// Reading and writing.
     Write,
-}
-
-/// An error number as Xen returns it: negative, with Linux's numbering (`xen/include/public/errno.h`).
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Errno(i32);
-
-impl Errno {
-    /// Out of memory.
-    pub const ENOMEM: Self = Self(-12);
-    /// Held by another.
-    pub const EBUSY: Self = Self(-16);
-    /// Too many or too large.
-    pub const E2BIG: Self = Self(-7);
-    /// The far side is gone.
-    pub const EPIPE: Self = Self(-32);
-    /// Given up on request.
-    pub const ECANCELED: Self = Self(-125);
-    /// Invalid argument; for a map also: no frame behind this gfn.
-    pub const EINVAL: Self = Self(-22);
-
-    /// Takes a raw negative error number.
-    pub const fn new(raw: i32) -> Self {
-        Self(raw)
-    }
-
-    /// Gives the raw negative error number back.
-    pub const fn raw(self) -> i32 {
-        self.0
-    }
-
-    /// Returns the C name of the numbers that the calls of this path return.
-    const fn name(self) -> Option<&'static str> {
-        Some(match self.0 {
-            -1 => "EPERM",
-            -2 => "ENOENT",
-            -3 => "ESRCH",
-            -5 => "EIO",
-            -7 => "E2BIG",
-            -11 => "EAGAIN",
-            -12 => "ENOMEM",
-            -13 => "EACCES",
-            -14 => "EFAULT",
-            -16 => "EBUSY",
-            -17 => "EEXIST",
-            -22 => "EINVAL",
-            -28 => "ENOSPC",
-            -32 => "EPIPE",
-            -38 => "ENOSYS",
-            -95 => "EOPNOTSUPP",
-            -104 => "ECONNRESET",
-            -110 => "ETIMEDOUT",
-            -125 => "ECANCELED",
-            _ => return None,
-        })
-    }
-}
-
-impl fmt::Debug for Errno {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.name() {
-            Some(name) => f.write_str(name),
-            None => write!(f, "errno {}", self.0),
-        }
-    }
-}
-
-impl fmt::Display for Errno {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
-    }
 }
 
 /// What the stub may do to its target by itself.
@@ -118,7 +48,7 @@ pub trait Xen {
     /// `mmu_update`: maps the frame behind `gfns[i]` at slot `i` of the window, for every `i`.
     ///
     /// Replaces all that the window held before; slots past `gfns.len()` end up empty. `errors[i]` becomes 0 or
-    /// `-errno`; a frame that fails leaves its slot empty and does not keep the others from being mapped. A gfn may
+    /// an [`Errno`]; a frame that fails leaves its slot empty and does not keep the others from being mapped. A gfn may
     /// stand in several slots.
     ///
     /// `gfns` has at most [`WINDOW_FRAMES`] entries and `errors` as many as `gfns`.

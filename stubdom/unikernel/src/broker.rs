@@ -12,7 +12,7 @@ impl Dom0<'_> {
         self.0.send(&FromStub::Apply(apply)).map_err(errno)?;
         match self.0.await_command().map_err(errno)? {
             ToStub::Answer { result: 0 } => Ok(()),
-            ToStub::Answer { result } => Err(Errno::new(result)),
+            ToStub::Answer { result } => Err(Errno::new(result.saturating_neg())),
             other => {
                 log::warn!("expected dom0's answer to {apply:?}, got {other:?}");
                 Err(Errno::ECANCELED)

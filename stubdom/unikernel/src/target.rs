@@ -133,12 +133,12 @@ impl xen::Xen for TargetXen {
     }
 
     fn set_param(&mut self, index: u32, value: u64) -> Result<(), Errno> {
-        hvm::set_param(self.target, index, value).map_err(errno)
+        hvm::set_param(self.target, index, value)
     }
 
     fn seed_grant(&mut self, gref: Gref, domid: Domid, frame: Gfn) -> Result<(), Errno> {
         let mut table = [Mfn::new(0)];
-        memory::acquire_resource(self.target, Resource::GrantTableShared, 0, &mut table).map_err(errno)?;
+        memory::acquire_resource(self.target, Resource::GrantTableShared, 0, &mut table)?;
         // A version 1 entry holds 32 bits of frame number.
         let frame = u32::try_from(frame.raw()).map_err(|_| Errno::EINVAL)?;
         self.map_mfn(table[0])?;
@@ -152,7 +152,7 @@ impl xen::Xen for TargetXen {
     }
 
     fn current_reservation(&mut self) -> Result<u64, Errno> {
-        memory::current_reservation(self.target.domid()).map_err(errno)
+        memory::current_reservation(self.target.domid())
     }
 }
 
@@ -161,9 +161,4 @@ fn in_window(access: Access) -> window::Access {
         Access::Read => window::Access::Read,
         Access::Write => window::Access::Write,
     }
-}
-
-/// Xen's number as the migration crate writes it.
-fn errno(errno: xen_front::errno::Errno) -> Errno {
-    Errno::new(-errno.raw())
 }

@@ -14,6 +14,8 @@ impl Errno {
     pub const ENOENT: Self = Self(2);
     /// No such domain.
     pub const ESRCH: Self = Self(3);
+    /// Too many or too large.
+    pub const E2BIG: Self = Self(7);
     /// Try again.
     pub const EAGAIN: Self = Self(11);
     /// No memory.
@@ -26,10 +28,14 @@ impl Errno {
     pub const EBUSY: Self = Self(16);
     /// There already.
     pub const EEXIST: Self = Self(17);
-    /// An argument is wrong, or a gfn is a hole.
+    /// An argument is wrong; of a map also: no frame behind this gfn.
     pub const EINVAL: Self = Self(22);
+    /// The far side is gone.
+    pub const EPIPE: Self = Self(32);
     /// No such hypercall.
     pub const ENOSYS: Self = Self(38);
+    /// Given up on request.
+    pub const ECANCELED: Self = Self(125);
 
     /// Takes a positive error number.
     pub const fn new(raw: i32) -> Self {
@@ -49,19 +55,28 @@ impl Errno {
         }
     }
 
+    /// Returns the C name of the numbers that Xen or dom0 answer with.
     const fn name(self) -> Option<&'static str> {
-        Some(match self {
-            Self::EPERM => "EPERM",
-            Self::ENOENT => "ENOENT",
-            Self::ESRCH => "ESRCH",
-            Self::EAGAIN => "EAGAIN",
-            Self::ENOMEM => "ENOMEM",
-            Self::EACCES => "EACCES",
-            Self::EFAULT => "EFAULT",
-            Self::EBUSY => "EBUSY",
-            Self::EEXIST => "EEXIST",
-            Self::EINVAL => "EINVAL",
-            Self::ENOSYS => "ENOSYS",
+        Some(match self.0 {
+            1 => "EPERM",
+            2 => "ENOENT",
+            3 => "ESRCH",
+            5 => "EIO",
+            7 => "E2BIG",
+            11 => "EAGAIN",
+            12 => "ENOMEM",
+            13 => "EACCES",
+            14 => "EFAULT",
+            16 => "EBUSY",
+            17 => "EEXIST",
+            22 => "EINVAL",
+            28 => "ENOSPC",
+            32 => "EPIPE",
+            38 => "ENOSYS",
+            95 => "EOPNOTSUPP",
+            104 => "ECONNRESET",
+            110 => "ETIMEDOUT",
+            125 => "ECANCELED",
             _ => return None,
         })
     }

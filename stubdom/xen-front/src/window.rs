@@ -69,7 +69,7 @@ impl Window {
 
     /// Shows the frame behind `gfns[i]` in slot `i`, and empties all other slots.
     ///
-    /// `errors[i]` becomes 0 or `-errno`; a frame that fails leaves its slot empty. `gfns` has at most as many entries
+    /// `errors[i]` becomes 0 or an [`Errno`]; a frame that fails leaves its slot empty. `gfns` has at most as many entries
     /// as there are slots, `errors` as many as `gfns`.
     pub fn map(&mut self, access: Access, gfns: &[Gfn], errors: &mut [i32]) {
         self.show(MMU_NORMAL_PT_UPDATE, access, gfns.iter().map(|gfn| gfn.raw()), errors);
@@ -203,7 +203,7 @@ impl Window {
             let failed = first + nr_done;
             let Err(errno) = result else { return };
             if let Some(error) = errors.get_mut(failed) {
-                *error = -errno.raw();
+                *error = errno.raw();
             }
             first = failed + 1;
             if failed < nr_reused {

@@ -25,7 +25,7 @@ impl fmt::Display for Blocker {
         match *self {
             Self::Reserved(role) => write!(f, "it is {role}"),
             Self::Granted(gref) => write!(f, "another domain has it mapped, by grant {}", gref.raw()),
-            Self::Unmappable(errno) if errno.raw() == -16 => f.write_str("it belongs to another domain"),
+            Self::Unmappable(Errno::EBUSY) => f.write_str("it belongs to another domain"),
             Self::Unmappable(Errno::EINVAL) => {
                 f.write_str("it is a hole, device registers or a broken frame")
             }

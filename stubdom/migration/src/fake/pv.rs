@@ -253,7 +253,7 @@ impl FakePv {
         self.calls.push(name);
         let fails_for_good =
             self.fail_name.is_some_and(|(first, failing)| failing == name && number >= first);
-        if self.fail_call == Some(number) || fails_for_good { Err(Errno::new(-16)) } else { Ok(()) }
+        if self.fail_call == Some(number) || fails_for_good { Err(Errno::EBUSY) } else { Ok(()) }
     }
 
     fn writable(&mut self, mfn: Mfn) -> Result<&mut Words, Errno> {

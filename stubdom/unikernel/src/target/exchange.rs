@@ -1,6 +1,6 @@
 //! What an exchange needs of Xen beyond a reception.
 
-use super::{NR_GRANT_FRAMES, TargetXen, errno, in_window};
+use super::{NR_GRANT_FRAMES, TargetXen, in_window};
 use alloc::vec;
 use alloc::vec::Vec;
 use migration::exchange::grants::{Version, find_mapped};
@@ -14,12 +14,12 @@ use xen_front::window;
 impl TargetXen {
     /// Maps the frames that the target's grant table has now; gives how many.
     fn map_grant_table(&mut self) -> Result<usize, Errno> {
-        let (nr_frames, _) = grant_table::query_size_of(self.target).map_err(errno)?;
+        let (nr_frames, _) = grant_table::query_size_of(self.target)?;
         let mut mfns = [Mfn::new(0); NR_GRANT_FRAMES];
         let mut errors = [0; NR_GRANT_FRAMES];
         let nr_frames = usize::try_from(nr_frames).unwrap_or(usize::MAX);
         let mfns = mfns.get_mut(..nr_frames).ok_or(Errno::E2BIG)?;
-        memory::acquire_resource(self.target, Resource::GrantTableShared, 0, mfns).map_err(errno)?;
+        memory::acquire_resource(self.target, Resource::GrantTableShared, 0, mfns)?;
         let errors = &mut errors[..nr_frames];
         self.grants.map_mfns(window::Access::Read, mfns, errors);
         errors.iter().find(|error| **error != 0).map_or(Ok(nr_frames), |error| Err(Errno::new(*error)))
@@ -67,12 +67,12 @@ impl XenExchange for TargetXen {
 
     fn move_page(&mut self, from: Gfn, to: Gfn) -> Result<(), Errno> {
         self.burn();
-        memory::add_to_physmap(self.target, from, to).map_err(errno)
+        memory::add_to_physmap(self.target, from, to)
     }
 
     fn page_type(&mut self, gfn: Gfn) -> Result<PageType, Errno> {
         self.burn();
-        Ok(match hvm::get_mem_type(self.target, gfn).map_err(errno)? {
+        Ok(match hvm::get_mem_type(self.target, gfn)? {
             MemType::RamRw => PageType::Ram,
             MemType::RamRo => PageType::ReadOnly,
             MemType::MmioDm => PageType::None,
@@ -82,18 +82,18 @@ impl XenExchange for TargetXen {
 
     fn set_read_only(&mut self, gfn: Gfn) -> Result<(), Errno> {
         self.burn();
-        dm_op::set_mem_type(self.target, MemType::RamRo, gfn, 1).map_err(errno)
+        dm_op::set_mem_type(self.target, MemType::RamRo, gfn, 1)
     }
 
     fn note_modified(&mut self, first: Gfn, nr_frames: u64) -> Result<(), Errno> {
         self.burn();
         let nr_frames = u32::try_from(nr_frames).map_err(|_| Errno::E2BIG)?;
-        dm_op::modified_memory(self.target, first, nr_frames).map_err(errno)
+        dm_op::modified_memory(self.target, first, nr_frames)
     }
 
     fn param(&mut self, index: u32) -> Result<u64, Errno> {
         self.burn();
-        hvm::get_param(self.target, index).map_err(errno)
+        hvm::get_param(self.target, index)
     }
 
     fn mapped_grant(&mut self, first: Gfn, nr_frames: u64) -> Result<Option<(Gfn, Gref)>, Errno> {
