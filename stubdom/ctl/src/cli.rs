@@ -119,7 +119,7 @@ pub(crate) struct OfflineArguments {
     /// Exchange single pages only: superpages are split, the pause is shorter
     #[arg(long)]
     pub(crate) split: bool,
-    /// Take a frame out of use also when nobody uses it, as the stock tool does: Xen may crash later
+    /// Take no care of a Xen (before 4.20.4, 4.21.2) that may crash over frames freed beside free memory: as the stock tool
     #[arg(long)]
     pub(crate) free: bool,
     /// Have the stub panic before its call to Xen of this number

@@ -41,6 +41,7 @@ mod status;
 mod survey;
 mod verdict;
 mod watch;
+mod xen_version;
 mod xl_lock;
 
 use std::ffi::OsString;

@@ -10,6 +10,11 @@
 //!                          ── a PV guest's: suspend, exchange (pv_exchange)
 //!                          ── Xen's, dom0's: pending until they let go of it, as with the stock tool
 //! ```
+//!
+//! A Xen that cuts free memory unsoundly ([`XenVersion::cuts_free_memory_soundly`]) takes a marked frame out of use without
+//! harm only when the other frame of its pair is in use at that moment. There a free frame, and one whose neighbour may be
+//! free, are refused, and what stays in use after all loses its mark again, since nobody knows what is beside it when its
+//! owner frees it. `--free` switches all three off.
 
 use crate::cli::OfflineArguments;
 use crate::commands::Guest;
@@ -19,6 +24,7 @@ use crate::frame::{Owner, State};
 use crate::host::Host;
 use crate::pv_exchange;
 use crate::verdict::{Kind, Verdict};
+use crate::xen_version::XenVersion;
 use control::exchange::Reason;
 use std::collections::HashMap;
 use std::process::ExitCode;
@@ -27,7 +33,7 @@ use xen_front::types::{Domid, Mfn};
 
 /// Takes all frames offline; gives the exit code of the worst verdict.
 pub(crate) fn run(host: &Host, arguments: &OfflineArguments) -> Result<ExitCode, Error> {
-    let mut offliner = Offliner::new(host, arguments.clone());
+    let mut offliner = Offliner::new(host, arguments.clone())?;
     let mut worst = 0;
     for mfn in &arguments.mfns {
         let verdict = offliner.offline(Mfn::new(*mfn))?;
@@ -42,11 +48,19 @@ pub(crate) struct Offliner<'a> {
     host: &'a Host,
     arguments: OfflineArguments,
     sessions: HashMap<Domid, Session<'a>>,
+    /// The Xen that runs, if care must be taken of it.
+    careful: Option<XenVersion>,
 }
 
 impl<'a> Offliner<'a> {
-    pub(crate) fn new(host: &'a Host, arguments: OfflineArguments) -> Self {
-        Self { host, arguments, sessions: HashMap::new() }
+    /// Asks which Xen this is.
+    ///
+    /// # Errors
+    /// Xen does not say.
+    pub(crate) fn new(host: &'a Host, arguments: OfflineArguments) -> Result<Self, Error> {
+        let version = host.xen.version()?;
+        let careful = Some(version).filter(|_| !arguments.free && !version.cuts_free_memory_soundly());
+        Ok(Self { host, arguments, sessions: HashMap::new(), careful })
     }
 
     /// Deals with one frame.
@@ -64,14 +78,25 @@ impl<'a> Offliner<'a> {
             let text = "it is broken already: its contents are lost, an exchange cannot bring them back";
             return Ok(Verdict::new(mfn, Kind::Refused, "broken", text));
         }
-        if !before.is_pending() && !self.arguments.free && !self.host.xen.has_place(mfn)? {
-            return Ok(unowned(mfn));
+        if let Some(version) = self.careful
+            && !before.is_pending()
+            && !self.host.xen.has_place(mfn)?
+        {
+            return Ok(unowned(mfn, version));
         }
         let verdict = self.mark(mfn);
-        if self.arguments.check && !before.is_pending() {
-            self.host.xen.mark_online(mfn)?;
+        if self.arguments.check {
+            if !before.is_pending() {
+                self.host.xen.mark_online(mfn)?;
+            }
+            return verdict;
         }
-        verdict
+        let Some(version) = self.careful else { return verdict };
+        if !self.state(mfn).is_some_and(State::is_pending) {
+            return verdict;
+        }
+        self.host.xen.mark_online(mfn)?;
+        Ok(verdict?.unmarked(version))
     }
 
     /// The state of a frame; `None` when there is none of that number.
@@ -129,7 +154,13 @@ impl<'a> Offliner<'a> {
             Some(session) => session,
             None => Session::open(self.host, Guest { domid: owner, name: name.clone() }, &self.arguments)?,
         };
-        let step = session.exchange(mfn, &self.arguments)?;
+        let beside_free = match self.careful {
+            Some(version) if !self.host.xen.has_place(neighbour(mfn))? => Some(version),
+            _ => None,
+        };
+        let only_check = OfflineArguments { check: true, ..self.arguments.clone() };
+        let arguments = if beside_free.is_some() { &only_check } else { &self.arguments };
+        let step = session.exchange(mfn, arguments)?;
         self.sessions.insert(owner, session);
         let verdict = match step {
             // What an exchange before this one has left, and the stub has let go of now.
@@ -144,7 +175,10 @@ impl<'a> Offliner<'a> {
                 )
             }
             Step::Refused { reason, text } => Verdict::not_exchanged(mfn, reason, &text),
-            Step::Fit(prepared) => Verdict::fit(mfn, prepared),
+            Step::Fit(prepared) => match beside_free {
+                Some(version) => beside_free_memory(mfn, version),
+                None => Verdict::fit(mfn, prepared),
+            },
             Step::Exchanged(exchange) => {
                 let state = self.settled(mfn)?;
                 Verdict::exchanged(mfn, &exchange, state)
@@ -194,13 +228,30 @@ impl<'a> Offliner<'a> {
     }
 }
 
-/// Xen takes a free frame out of a larger piece of free memory and cuts the rest at places where its allocator expects no
-/// cut (`reserve_offlined_page`); it may crash when memory beside it is freed later. Seen on 4.17, and in the source since.
-fn unowned(mfn: Mfn) -> Verdict {
-    let text = "no guest has it: it is free or Xen's own, and stays as it is, because taking a free frame out of use may \
-                crash this Xen later (--free does it all the same); try again when it is in use, or name it in badpage= on \
-                Xen's command line";
-    Verdict::new(mfn, Kind::Refused, "no-owner", text)
+/// The other frame of the pair that Xen's allocator merges first.
+fn neighbour(mfn: Mfn) -> Mfn {
+    Mfn::new(mfn.raw() ^ 1)
+}
+
+/// A frame that is free, or may be.
+fn unowned(mfn: Mfn, version: XenVersion) -> Verdict {
+    let text = format!(
+        "no guest has it: it is free or Xen's own, and stays as it is, because Xen {version} damages its lists of free \
+         memory when it takes a free frame out of use, and may crash later (mended in 4.20.4, 4.21.2 and 4.22; --free \
+         does it all the same); try again when it is in use, or name it in badpage= on Xen's command line"
+    );
+    Verdict::new(mfn, Kind::Refused, "no-owner", &text)
+}
+
+/// A frame of a guest that would be freed beside free memory.
+fn beside_free_memory(mfn: Mfn, version: XenVersion) -> Verdict {
+    let text = format!(
+        "it could be exchanged, but {} beside it is free or Xen's own, and Xen {version} damages its lists of free memory \
+         when it takes a frame beside a free one out of use, and may crash later (mended in 4.20.4, 4.21.2 and 4.22; \
+         --free does it all the same); try again later",
+        neighbour(mfn)
+    );
+    Verdict::new(mfn, Kind::Refused, "beside-free", &text)
 }
 
 fn xens(mfn: Mfn) -> Verdict {

@@ -2,6 +2,7 @@
 
 use crate::exchange::Exchange;
 use crate::frame::State;
+use crate::xen_version::XenVersion;
 use control::Hypercall;
 use control::exchange::{Outcome, Prepared, Reason, Scope};
 use serde_json::{Value, json};
@@ -72,6 +73,15 @@ impl Verdict {
     /// Names the owner.
     pub(crate) fn of_guest(mut self, domid: Domid, name: &str) -> Self {
         self.guest = Some((domid, name.to_owned()));
+        self
+    }
+
+    /// Says that the frame, which stays in use, is not marked any more.
+    pub(crate) fn unmarked(mut self, version: XenVersion) -> Self {
+        self.text += &format!(
+            "; its mark is taken back: it would go out of use when its owner lets go of it, and Xen {version} may crash \
+             over a frame that is freed beside free memory"
+        );
         self
     }
 

@@ -104,8 +104,8 @@ impl Watch<'_> {
 
     fn offline(&self, mfn: Mfn) -> Fate {
         println!("{mfn}: taking it out of use");
-        let mut offliner = Offliner::new(self.host, OfflineArguments::of(mfn));
-        match offliner.offline(mfn) {
+        let offliner = Offliner::new(self.host, OfflineArguments::of(mfn));
+        match offliner.and_then(|mut offliner| offliner.offline(mfn)) {
             Ok(verdict) => {
                 println!("{verdict}");
                 match verdict.kind {

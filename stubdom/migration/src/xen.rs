@@ -110,6 +110,9 @@ pub trait XenExchange: Xen {
     /// As [`Xen::map`], from slot `first` on, and leaves all other slots as they are; there are [`EXCHANGE_FRAMES`].
     fn map_at(&mut self, first: usize, access: Access, gfns: &[Gfn], errors: &mut [i32]);
 
+    /// Empties one slot, which shows something, and leaves all others as they are.
+    fn unmap_at(&mut self, slot: usize);
+
     /// Copies the frame at slot `from` to the one at slot `to`; that is mapped for [`Access::Write`].
     fn copy(&mut self, from: usize, to: usize);
 

@@ -99,6 +99,14 @@ impl Window {
         self.map(Access::Read, &[], &mut []);
     }
 
+    /// Empties one slot; all others stay as they are.
+    pub fn unmap_at(&mut self, slot: usize) {
+        assert!(slot < self.nr_slots, "a slot outside the window");
+        self.updates.clear();
+        self.updates.push(entry(&self.region.tables, slot, MMU_NORMAL_PT_UPDATE, Pte::EMPTY));
+        self.commit(1, &mut []);
+    }
+
     /// Returns which machine frame a slot shows; `None` when it is empty.
     pub fn mfn(&self, slot: usize) -> Option<Mfn> {
         assert!(slot < self.nr_slots, "a slot outside the window");

@@ -1,12 +1,14 @@
 //! The stub's network.
 
+use super::restore::restore_paused;
 use crate::machine::Options;
 use crate::story::{Stage, Story, Telling, ensure};
 
 /// What a stub does with a vif besides receiving.
 pub(super) const NETWORK: Story = Story {
     name: "stub-network",
-    proves: "a stub takes its address from DHCP, has a link-local one too, and answers at both",
+    proves: "a stub takes its address from DHCP, has a link-local one too, and answers at both; who connects before stubctl \
+             without the token, or says nothing, is dropped with a log line, and the restore succeeds",
     options: Options::default,
     tell: network,
 };
@@ -34,8 +36,56 @@ fn network(stage: &Stage) -> Telling {
     let local = local.split([' ', ',']).find(|word| word.starts_with("fe80::")).unwrap_or_default();
     stage.sh(&format!("ping6 -c 2 -W 5 -I xenstub0 {local}"))?;
     stage.say(format!("answers at {address} (DHCP) and {local}"));
-    stage.sh("xl destroy lonely; killall udhcpd; ip addr del 10.81.0.1/24 dev xenstub0")?;
+    stage.sh("xl destroy lonely; killall udhcpd")?;
+    strangers(stage)?;
+    stage.sh("ip addr del 10.81.0.1/24 dev xenstub0")?;
     stage.expect_alone()
+}
+
+const GUEST: &str = "pvh-128";
+const SAVED: &str = "/var/lib/xen/save/pvh-128";
+
+/// A stub with a known address for the guest, and strangers who will knock there from before it is up until they are let
+/// in. They come before stubctl, which connects when the stub says that it listens: stubctl is stopped until they have
+/// found the stub, and by their priority one of them always has a knock on its way. One speaks, one is silent; both say
+/// how it ended.
+const STRANGERS: &str = r#"{ cat /etc/xen/stubdom/stubdom.cfg; echo 'extra = "ip=10.81.0.9/24"'; } >/run/visited.cfg
+printf 'transport = tcp\nconfig = /run/visited.cfg\n' >/etc/xen/stubdom/pvh-128.conf
+echo 20 >/proc/sys/net/ipv4/neigh/xenstub0/retrans_time_ms
+cat >/run/stranger.sh <<'END'
+until ping -c 1 -W 1 10.81.0.9 >/dev/null 2>&1; do [ $SECONDS -lt 60 ] || exit; done
+until { exec 3<>/dev/tcp/10.81.0.9/8002; } 2>/dev/null; do [ $SECONDS -lt 60 ] || exit; done
+[ "$1" = silent ] || printf '%032d' 0 >&3
+read -r -t 30 -u 3 2>/dev/null
+[ $? -gt 128 ] || echo "$1: dropped"
+END
+rm -f /var/log/xen/guest-pvh-128-stubdom-*.log
+for kind in speaking silent; do chrt -f 1 bash /run/stranger.sh $kind >/run/$kind 2>&1 & done
+{
+    until ls /sys/class/net | grep -q '^vif'; do sleep 0.02; done
+    relay=$(pidof stubctl) && kill -STOP $relay
+    until ping -c 1 -W 1 10.81.0.9 >/dev/null 2>&1; do :; done
+    sleep 0.5
+    kill -CONT $relay
+} >/run/doorman 2>&1 &"#;
+
+/// Nobody but stubctl feeds the guest, whoever comes first.
+fn strangers(stage: &Stage) -> Telling {
+    stage.create(GUEST)?;
+    stage.sh(&format!("xl save {GUEST} {SAVED}"))?;
+    stage.sh(STRANGERS)?;
+    restore_paused(stage, GUEST, SAVED)?;
+    stage.sh(&format!("xl unpause {GUEST}"))?;
+    stage.ask(GUEST, "verify")?;
+    let said = stage.sh("for i in $(seq 50); do [ $(cat /run/speaking /run/silent | wc -l) -lt 2 ] || break; sleep 0.2; done; cat /run/speaking /run/silent")?;
+    ensure(said == "speaking: dropped\nsilent: dropped", || format!("the strangers said: {said}"))?;
+    let log = stage.sh("cat /var/log/xen/guest-pvh-128-stubdom-*.log | tr -d '\\r'")?;
+    let drops: Vec<_> = log.lines().filter(|line| line.contains("dropped a connection from")).collect();
+    drops.iter().for_each(|line| stage.say(line));
+    ensure(drops.len() == 2 && drops.iter().all(|line| line.contains("10.81.0.1")), || {
+        format!("expected two connections from 10.81.0.1 to be dropped; the stub's log:\n{log}")
+    })?;
+    stage.sh(&format!("xl destroy {GUEST}; rm /etc/xen/stubdom/{GUEST}.conf {SAVED}")).map(drop)
 }
 
 /// The line of a stub's console with these words, once it is there.

@@ -4,6 +4,7 @@
 //! fails at start and not in a structure.
 #![allow(unsafe_code, reason = "Xen's toolstack libraries have a C interface")]
 
+use crate::xen_version::XenVersion;
 use std::ffi::{c_int, c_uint, c_void};
 use std::fmt;
 use std::ptr::{self, NonNull};
@@ -33,6 +34,11 @@ struct GetDomainInfo {
     arch_config: [u32; 2],
 }
 
+const XENVER_VERSION: c_int = 0;
+const XENVER_EXTRAVERSION: c_int = 1;
+/// Size of `xen_extraversion_t` in bytes.
+const EXTRAVERSION_BYTES: usize = 16;
+
 const XEN_DOMINF_DYING: u32 = 1 << 0;
 const XEN_DOMINF_HVM_GUEST: u32 = 1 << 1;
 const XEN_DOMINF_SHUTDOWN: u32 = 1 << 2;
@@ -60,6 +66,7 @@ unsafe extern "C" {
         flags: c_uint,
     ) -> *mut XcInterface;
     fn xc_interface_close(xch: *mut XcInterface) -> c_int;
+    fn xc_version(xch: *mut XcInterface, cmd: c_int, arg: *mut c_void) -> c_int;
     fn xc_domain_getinfolist(
         xch: *mut XcInterface,
         first: u32,
@@ -270,6 +277,20 @@ impl Xenctrl {
             )
         };
         if rc == 0 { Ok(()) } else { Err(PolicyError { errno: super::last_errno(), leaf, subleaf, msr }) }
+    }
+
+    /// Which Xen runs.
+    pub(crate) fn version(&self) -> Result<XenVersion, XenError> {
+        let mut extra = [0_u8; EXTRAVERSION_BYTES];
+        // SAFETY: the handle is open; this command takes no argument.
+        let version = unsafe { xc_version(self.raw(), XENVER_VERSION, ptr::null_mut()) };
+        // SAFETY: the handle is open; this command writes an `xen_extraversion_t`, which is as large as `extra`.
+        let rc = unsafe { xc_version(self.raw(), XENVER_EXTRAVERSION, extra.as_mut_ptr().cast()) };
+        let version = u32::try_from(version).ok().filter(|_| rc >= 0);
+        let failed = || XenError { call: "xc_version", domid: None, errno: super::last_errno() };
+        let version = version.ok_or_else(failed)?;
+        let end = extra.iter().position(|byte| *byte == 0).unwrap_or(extra.len());
+        Ok(XenVersion::new(version, &String::from_utf8_lossy(&extra[..end])))
     }
 
     /// One past the highest gfn that the domain has ever used.

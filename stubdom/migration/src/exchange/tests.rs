@@ -131,6 +131,15 @@ fn one_page_of_room_under_max_pages_is_enough() {
 }
 
 #[test]
+fn the_failing_frame_is_retired_before_free_memory_is_beside_it() {
+    for gfn in [512, 700, 701, 767, 1023, 0x2003].map(Gfn::new) {
+        let mut xen = guest();
+        exchange(&mut xen, gfn).expect("exchanged");
+        assert_eq!(xen.nr_cut_out(), 0, "{gfn}");
+    }
+}
+
+#[test]
 fn old_frames_are_scrubbed() {
     let mut xen = guest();
     let old = xen.frame(Gfn::new(0x2003)).expect("populated");

@@ -57,6 +57,11 @@ impl FakeXen {
         self.host.offline_status(mfn)
     }
 
+    /// Returns how many frames were retired while the other frame of the pair was free.
+    pub fn nr_cut_out(&self) -> usize {
+        self.host.nr_cut_out()
+    }
+
     /// Takes a reference on a frame, as a backend or Xen itself does.
     pub fn hold(&mut self, mfn: Mfn) {
         self.host.take_ref(mfn);
@@ -91,6 +96,13 @@ impl XenExchange for FakeXen {
             }
             *error = if fails { Errno::ENOMEM.raw() } else { self.map_slot(slot, *gfn, access) };
         }
+    }
+
+    fn unmap_at(&mut self, slot: usize) {
+        let _ = self.fails(); // it cannot, but its caller may die
+        self.ledger.0.push(Call::UnmapAt { slot });
+        let (mfn, _) = self.window[slot].take().expect("a slot that shows something");
+        self.unref(mfn);
     }
 
     fn copy(&mut self, from: usize, to: usize) {

@@ -25,6 +25,7 @@ pub(super) struct Host {
     pinned: Vec<u64>,
     offlining: BTreeSet<u64>,
     offlined: BTreeSet<u64>,
+    nr_cut_out: usize,
 }
 
 /// What a host says of a frame that was marked offline.
@@ -47,6 +48,7 @@ impl Host {
             pinned: Vec::new(),
             offlining: BTreeSet::new(),
             offlined: BTreeSet::new(),
+            nr_cut_out: 0,
         };
         let mut mfn = 0;
         while mfn < nr_frames {
@@ -124,6 +126,7 @@ impl Host {
         self.used.remove(&mfn.raw());
         if self.offlining.remove(&mfn.raw()) {
             self.offlined.insert(mfn.raw());
+            self.nr_cut_out += usize::from(self.is_free(mfn.raw() ^ 1));
         } else {
             self.merge(mfn.raw());
         }
@@ -147,6 +150,11 @@ impl Host {
         }
     }
 
+    /// Returns how many frames were retired beside a free one, so that Xen has to cut them out of a piece.
+    pub(super) fn nr_cut_out(&self) -> usize {
+        self.nr_cut_out
+    }
+
     pub(super) fn contents(&self, mfn: Mfn) -> Page {
         let contents = self.used.get(&mfn.raw()).and_then(|frame| frame.contents.as_deref());
         contents.copied().unwrap_or([0; PAGE_SIZE])
@@ -155,6 +163,11 @@ impl Host {
     pub(super) fn contents_mut(&mut self, mfn: Mfn) -> &mut Page {
         let frame = self.used.entry(mfn.raw()).or_default();
         frame.contents.get_or_insert_with(|| Box::new([0; PAGE_SIZE]))
+    }
+
+    fn is_free(&self, mfn: u64) -> bool {
+        let mut pieces = (0..NR_ORDERS).map(|order| (order, mfn >> order << order));
+        pieces.any(|(order, first)| self.free[order].contains(&first))
     }
 
     fn merge(&mut self, mfn: u64) {

@@ -32,6 +32,11 @@ pub enum Call {
     },
     /// `mmu_update` that empties the window.
     Unmap,
+    /// One slot was emptied.
+    UnmapAt {
+        /// Which.
+        slot: usize,
+    },
     /// Any other.
     Other(&'static str),
 }
@@ -43,7 +48,7 @@ impl Call {
             Self::Populate { nr_asked, nr_done, .. } | Self::Decrease { nr_asked, nr_done, .. } => {
                 nr_done < nr_asked
             }
-            Self::Map { .. } | Self::Unmap | Self::Other(_) => false,
+            Self::Map { .. } | Self::Unmap | Self::UnmapAt { .. } | Self::Other(_) => false,
         }
     }
 
@@ -56,6 +61,7 @@ impl Call {
             Self::Decrease { .. } => "decrease 4K",
             Self::Map { .. } => "map",
             Self::Unmap => "unmap",
+            Self::UnmapAt { .. } => "unmap_at",
             Self::Other(name) => name,
         }
     }
@@ -86,6 +92,7 @@ impl fmt::Display for Ledger {
                     writeln!(f, "{} {nr_done}/{nr_asked}", call.kind())?;
                 }
                 Call::Map { nr_asked } => writeln!(f, "map {nr_asked}")?,
+                Call::UnmapAt { slot } => writeln!(f, "{} slot {slot}", call.kind())?,
                 Call::Unmap | Call::Other(_) => writeln!(f, "{}", call.kind())?,
             }
         }

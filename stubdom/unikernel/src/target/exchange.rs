@@ -41,6 +41,11 @@ impl XenExchange for TargetXen {
         self.window.map_at(first, in_window(access), gfns, errors);
     }
 
+    fn unmap_at(&mut self, slot: usize) {
+        self.burn();
+        self.window.unmap_at(slot);
+    }
+
     fn copy(&mut self, from: usize, to: usize) {
         self.window.copy_frame(from, to);
     }

@@ -41,7 +41,11 @@ fn whichever_call_fails_once_nothing_leaks_and_only_what_cannot_be_retried_ends_
         let (bench, outcome) = with_failing_call(nr);
         match call {
             Call::Other(name) => assert!(outcome.is_err(), "{name}, call {nr}"),
-            Call::Populate { .. } | Call::Decrease { .. } | Call::Map { .. } | Call::Unmap => {
+            Call::Populate { .. }
+            | Call::Decrease { .. }
+            | Call::Map { .. }
+            | Call::Unmap
+            | Call::UnmapAt { .. } => {
                 assert!(outcome.is_ok(), "call {nr}, {call:?}: {outcome:?}");
                 assert!(memory(&bench.xen) == memory(&sound.xen), "call {nr}, {call:?}");
             }
