@@ -242,13 +242,15 @@ impl Stub {
         let is_unproven = stream == Stream::Open && !reception.is_proven();
         let now_ns = self.clock.now_ns();
         self.prove_by_ns = is_unproven.then(|| self.prove_by_ns.unwrap_or(now_ns + PROOF_NS));
-        if self.prove_by_ns.is_some_and(|by_ns| now_ns >= by_ns) {
+        let is_late = self.prove_by_ns.is_some_and(|by_ns| now_ns >= by_ns);
+        if is_late {
             result = Err(ReceiveError::Intruder);
         }
         match result.and_then(|_| reception.restored(xen)) {
             Ok(None) => self.tell_progress(),
             Ok(Some(message)) => self.complete(&message),
-            Err(ReceiveError::Intruder) => self.turn_away(),
+            Err(ReceiveError::Intruder) if is_late => self.turn_away("it sent no token in time"),
+            Err(ReceiveError::Intruder) => self.turn_away("it did not open with the token"),
             Err(error) => self.fail(&CommandError::Receive(error)),
         }
         more
@@ -483,14 +485,14 @@ impl Stub {
     }
 
     /// Drops a connection that is not stubctl's, and waits for the next.
-    fn turn_away(&mut self) {
+    fn turn_away(&mut self, why: &str) {
         self.prove_by_ns = None;
         match self.transport {
-            Transport::Ring => log::warn!("dropped a client of the ring: it did not open with the token"),
-            Transport::Tcp => {
-                let peer = self.net.peer();
-                log::warn!("dropped a connection from {peer:?}: it did not open with the token");
-            }
+            Transport::Ring => log::warn!("dropped a client of the ring: {why}"),
+            Transport::Tcp => match self.net.peer() {
+                Some(peer) => log::warn!("dropped a connection from {peer}: {why}"),
+                None => log::warn!("dropped a connection: {why}"),
+            },
         }
         self.listen();
     }

@@ -59,27 +59,40 @@ impl Receiver {
     /// # Errors
     /// It did not end; or [`Stop::Skip`] when the source fell by itself.
     pub(super) fn migrate(self, stage: &Stage, guest: &str) -> Telling<Migration> {
-        let untouched = stage
-            .run(&format!("id=$(xl domid {guest}); xenstore-exists /local/domain/$id/stubdom || echo $id"))?;
+        let untouched = Untouched::note(stage, guest)?;
         let Outcome { code, text } = stage.run(&Self::command(guest, ""))?;
-        expect_no_triple_fault(stage, untouched.text.trim())?;
+        untouched.expect_no_triple_fault(stage)?;
         ensure(code != 124, || format!("xl migrate did not end:\n{}", tool::last_lines(&text, 12)))?;
         Ok(Migration { code, text })
     }
 }
 
+/// A guest that was created here and has never had a stub; `None` is any other.
+///
 /// QEMU's translator now and then lets a guest fall with a triple fault while Xen's log-dirty mode protects its memory, at any
-/// instruction, with only the stock sender at work on it. A guest that was created here and has never had a stub is excused
-/// so, and no other: nothing of ours has touched it.
-fn expect_no_triple_fault(stage: &Stage, untouched: &str) -> Telling {
-    if untouched.is_empty() {
-        return Ok(());
+/// instruction, with only the stock sender at work on it. An untouched guest is excused so, since nothing of ours can have
+/// brought it down.
+pub(super) struct Untouched(Option<String>);
+
+impl Untouched {
+    /// Looks at it before the stock sender sets to work.
+    pub(super) fn note(stage: &Stage, guest: &str) -> Telling<Self> {
+        let number = stage
+            .run(&format!("id=$(xl domid {guest}); xenstore-exists /local/domain/$id/stubdom || echo $id"))?;
+        let number = number.text.trim();
+        Ok(Self((!number.is_empty()).then(|| number.to_owned())))
     }
-    let fell = stage.run(&format!("xl dmesg | grep 'd{untouched}v[0-9]* Triple fault'"))?;
-    if fell.code == 0 {
-        return Err(Stop::Skip(format!("the source fell by itself: {}", fell.text.trim())));
+
+    /// # Errors
+    /// [`Stop::Skip`] when it fell.
+    pub(super) fn expect_no_triple_fault(&self, stage: &Stage) -> Telling {
+        let Some(number) = &self.0 else { return Ok(()) };
+        let fell = stage.run(&format!("xl dmesg | grep 'd{number}v[0-9]* Triple fault'"))?;
+        if fell.code == 0 {
+            return Err(Stop::Skip(format!("the source fell by itself: {}", fell.text.trim())));
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// A migration that has ended.
