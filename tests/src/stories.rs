@@ -38,15 +38,17 @@ pub const ALL: &[Story] = &[
     restore::TRANSPORTS,
     network::NETWORK,
     exchange::PVH_FRAMES,
+    exchange::HVM_FRAMES,
     exchange::REFUSALS,
     exchange::DEATHS,
     exchange::SAVING,
     exchange::WATCH,
+    exchange_pv::EXCHANGE_PV,
     restore::ONE_GIB,
 ];
 
 /// Told only by name: not seen to pass on the nest so far, or too long for every run of `scripts/test`.
-pub const BY_NAME: &[Story] = &[live::HVM, live::TWO_HOSTS, exchange::SCARCE, exchange_pv::EXCHANGE_PV];
+pub const BY_NAME: &[Story] = &[live::HVM, live::TWO_HOSTS, exchange::SCARCE];
 
 /// The long ones, for `scripts/soak`.
 pub const SOAKS: &[Soak] = &[

@@ -56,9 +56,6 @@ pub(crate) enum Command {
     Pages(PagesArguments),
     /// Take pages out of use when they have had enough corrected errors; runs until it is ended
     Watch(WatchArguments),
-    /// Exchange frames of a PV guest
-    #[command(hide = true)]
-    PvExchange(PvExchangeArguments),
     /// Wait for the stubctl that started this to end, then put the guest right
     #[command(hide = true)]
     Guard {
@@ -178,21 +175,4 @@ pub(crate) struct MapArguments {
     /// Keep the stub when there was none before
     #[arg(long)]
     pub(crate) keep: bool,
-}
-
-/// Which frames of a PV guest.
-#[derive(Args, Debug)]
-pub(crate) struct PvExchangeArguments {
-    /// Number of the guest
-    pub(crate) domid: u16,
-    /// Machine frame numbers, hexadecimal
-    #[arg(required = true, value_parser = hexadecimal)]
-    pub(crate) mfns: Vec<u64>,
-    /// One line of JSON for each frame
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-fn hexadecimal(text: &str) -> Result<u64, std::num::ParseIntError> {
-    u64::from_str_radix(text.trim_start_matches("0x"), 16)
 }

@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::host::{Host, home};
 use crate::interrupt::Interrupt;
 use crate::pair::{self, PairError, Stub};
-use crate::{offline, pages, pv_command, standstill, status, survey, watch};
+use crate::{offline, pages, standstill, status, survey, watch};
 use clap::Parser;
 use control::ToStub;
 use std::path::Path;
@@ -41,7 +41,6 @@ fn run(command: &Command) -> Result<ExitCode, Error> {
         Command::Attach { guest } => attach(&host, guest),
         Command::Detach { guest } => detach(&host, guest),
         Command::Map(arguments) => survey::run(&host, arguments),
-        Command::PvExchange(arguments) => pv_command::run(&host, arguments),
         Command::Locate { guest, gfns } => survey::locate(&host, guest, gfns),
         Command::Offline(arguments) => return offline::run(&host, arguments),
         Command::Pages(arguments) => pages::run(&host, arguments),

@@ -28,7 +28,6 @@ mod offline;
 mod packaged;
 mod pages;
 mod pair;
-mod pv_command;
 mod pv_exchange;
 mod pv_suspend;
 mod qmp;

@@ -26,7 +26,7 @@ use crate::pv_exchange;
 use crate::verdict::{Kind, Verdict};
 use crate::xen_version::XenVersion;
 use control::exchange::Reason;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::process::ExitCode;
 use std::time::Duration;
 use xen_front::types::{Domid, Mfn};
@@ -35,12 +35,26 @@ use xen_front::types::{Domid, Mfn};
 pub(crate) fn run(host: &Host, arguments: &OfflineArguments) -> Result<ExitCode, Error> {
     let mut offliner = Offliner::new(host, arguments.clone())?;
     let mut worst = 0;
-    for mfn in &arguments.mfns {
-        let verdict = offliner.offline(Mfn::new(*mfn))?;
+    let mfns: Vec<Mfn> = arguments.mfns.iter().copied().map(Mfn::new).collect();
+    offliner.offline_all(&mfns, |verdict| {
         worst = worst.max(verdict.kind.exit_code());
         println!("{}", if arguments.json { verdict.json().to_string() } else { verdict.to_string() });
-    }
+    })?;
     Ok(ExitCode::from(worst))
+}
+
+/// A frame that was looked at, and marked if need be.
+enum Begun {
+    /// Nothing is left to do.
+    Over(Verdict),
+    /// It is a PV guest's, which is suspended for it.
+    Pv(Domid),
+}
+
+impl From<Verdict> for Begun {
+    fn from(verdict: Verdict) -> Self {
+        Self::Over(verdict)
+    }
 }
 
 /// Takes frames offline, one after another, with one session for each guest that it comes across.
@@ -63,40 +77,71 @@ impl<'a> Offliner<'a> {
         Ok(Self { host, arguments, sessions: HashMap::new(), careful })
     }
 
-    /// Deals with one frame.
+    /// Deals with frames and tells of each: those of PV guests last, all of one guest in one suspension.
     ///
     /// # Errors
-    /// Something failed that has nothing to do with this frame.
-    pub(crate) fn offline(&mut self, mfn: Mfn) -> Result<Verdict, Error> {
+    /// Something failed that has nothing to do with the frame that it failed at.
+    pub(crate) fn offline_all(&mut self, mfns: &[Mfn], mut tell: impl FnMut(Verdict)) -> Result<(), Error> {
+        let mut of_pv_guests: BTreeMap<Domid, Vec<Mfn>> = BTreeMap::new();
+        for &mfn in mfns {
+            match self.begin(mfn)? {
+                Begun::Over(verdict) => tell(verdict),
+                Begun::Pv(owner) => of_pv_guests.entry(owner).or_default().push(mfn),
+            }
+        }
+        for (owner, mfns) in of_pv_guests {
+            self.exchange_pv(owner, &mfns)?.into_iter().for_each(&mut tell);
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, mfn: Mfn) -> Result<Begun, Error> {
+        let over = |kind, reason, text| Ok(Verdict::new(mfn, kind, reason, text).into());
         let Some(before) = self.state(mfn) else {
-            return Ok(Verdict::new(mfn, Kind::Refused, "nonexistent", "there is no memory of that number"));
+            return over(Kind::Refused, "nonexistent", "there is no memory of that number");
         };
         if before.is_offlined() {
-            return Ok(Verdict::new(mfn, Kind::Done, "already", "it was out of use before"));
+            return over(Kind::Done, "already", "it was out of use before");
         }
         if before.is_broken() {
             let text = "it is broken already: its contents are lost, an exchange cannot bring them back";
-            return Ok(Verdict::new(mfn, Kind::Refused, "broken", text));
+            return over(Kind::Refused, "broken", text);
         }
         if let Some(version) = self.careful
             && !before.is_pending()
             && !self.host.xen.has_place(mfn)?
         {
-            return Ok(unowned(mfn, version));
+            return Ok(unowned(mfn, version).into());
         }
-        let verdict = self.mark(mfn);
+        let begun = self.mark(mfn);
         if self.arguments.check {
             if !before.is_pending() {
                 self.host.xen.mark_online(mfn)?;
             }
-            return verdict;
+            return begun;
         }
-        let Some(version) = self.careful else { return verdict };
-        if !self.state(mfn).is_some_and(State::is_pending) {
-            return verdict;
+        match begun {
+            Ok(Begun::Over(verdict)) => Ok(self.settle(mfn, verdict)?.into()),
+            Err(error) => {
+                // A frame that is out of its guest already goes out of use with the stub that still has it.
+                if self.careful.is_some() && self.host.xen.has_place(mfn)? {
+                    self.host.xen.mark_online(mfn)?;
+                }
+                Err(error)
+            }
+            begun => begun,
         }
-        self.host.xen.mark_online(mfn)?;
-        Ok(verdict?.unmarked(version))
+    }
+
+    /// Takes the mark back from a frame that stays in use, where it would do harm.
+    fn settle(&self, mfn: Mfn, verdict: Verdict) -> Result<Verdict, Error> {
+        match self.careful {
+            Some(version) if self.state(mfn).is_some_and(State::is_pending) => {
+                self.host.xen.mark_online(mfn)?;
+                Ok(verdict.unmarked(version))
+            }
+            _ => Ok(verdict),
+        }
     }
 
     /// The state of a frame; `None` when there is none of that number.
@@ -106,14 +151,16 @@ impl<'a> Offliner<'a> {
         Some(State::new(word[0]))
     }
 
-    fn mark(&mut self, mfn: Mfn) -> Result<Verdict, Error> {
+    fn mark(&mut self, mfn: Mfn) -> Result<Begun, Error> {
         let word = match self.host.xen.mark_offline(mfn) {
             Ok(word) => word,
             // Xen's answer for its own image, which has no state to change.
-            Err(error) if error.errno == libc::EPERM => return Ok(xens(mfn)),
-            Err(error) => return Ok(Verdict::new(mfn, Kind::Refused, "not-memory", &error.to_string())),
+            Err(error) if error.errno == libc::EPERM => return Ok(xens(mfn).into()),
+            Err(error) => {
+                return Ok(Verdict::new(mfn, Kind::Refused, "not-memory", &error.to_string()).into());
+            }
         };
-        Ok(match Owner::of_mark(word) {
+        let verdict = match Owner::of_mark(word) {
             Owner::Free if self.arguments.check => {
                 Verdict::new(mfn, Kind::Done, "free", "nobody uses it: it would be out of use at once")
             }
@@ -128,35 +175,39 @@ impl<'a> Offliner<'a> {
                 let text = "it is dom0's: it stays in use until dom0 frees it; restart this host soon";
                 Verdict::new(mfn, Kind::Refused, "dom0s", text)
             }
-            Owner::Domain(owner) => self.exchange(owner, mfn)?,
-        })
+            Owner::Domain(owner) => return self.exchange(owner, mfn),
+        };
+        Ok(verdict.into())
     }
 
-    fn exchange(&mut self, owner: Domid, mfn: Mfn) -> Result<Verdict, Error> {
+    fn exchange(&mut self, owner: Domid, mfn: Mfn) -> Result<Begun, Error> {
         let Some(info) = self.host.xen.domain_info(owner)? else {
-            return Ok(Verdict::new(
-                mfn,
-                Kind::Refused,
-                "changing-hands",
-                "its owner is just gone: try again",
-            ));
+            let text = "its owner is just gone: try again";
+            return Ok(Verdict::new(mfn, Kind::Refused, "changing-hands", text).into());
         };
         let name = self.host.name_of(owner)?.unwrap_or_else(|| owner.to_string());
-        let of_guest = |verdict: Verdict| verdict.of_guest(owner, &name);
+        let of_guest = |verdict: Verdict| Begun::Over(verdict.of_guest(owner, &name));
         if info.dying {
             let text = "its owner is being destroyed: it goes out of use with it";
             return Ok(of_guest(Verdict::new(mfn, Kind::Refused, "dying", text)));
         }
+        let beside_free = match self.careful {
+            Some(version) if !self.host.xen.has_place(neighbour(mfn))? => Some(version),
+            _ => None,
+        };
         if !info.hvm {
-            return Ok(of_guest(self.exchange_pv(owner, mfn)?));
+            return Ok(match beside_free {
+                _ if self.arguments.check => {
+                    let text = "it belongs to a PV guest: only a suspension of the guest would tell";
+                    of_guest(Verdict::new(mfn, Kind::Refused, "pv-guest", text))
+                }
+                Some(version) => of_guest(beside_free_memory(mfn, version)),
+                None => Begun::Pv(owner),
+            });
         }
         let mut session = match self.sessions.remove(&owner) {
             Some(session) => session,
             None => Session::open(self.host, Guest { domid: owner, name: name.clone() }, &self.arguments)?,
-        };
-        let beside_free = match self.careful {
-            Some(version) if !self.host.xen.has_place(neighbour(mfn))? => Some(version),
-            _ => None,
         };
         let only_check = OfflineArguments { check: true, ..self.arguments.clone() };
         let arguments = if beside_free.is_some() { &only_check } else { &self.arguments };
@@ -187,30 +238,27 @@ impl<'a> Offliner<'a> {
         Ok(of_guest(verdict))
     }
 
-    /// A PV guest's frame: dom0 itself exchanges it, with the guest suspended.
-    fn exchange_pv(&self, owner: Domid, mfn: Mfn) -> Result<Verdict, Error> {
-        let refused = |reason, text: &str| Ok(Verdict::new(mfn, Kind::Refused, reason, text));
-        if self.arguments.check {
-            return refused(
-                "pv-guest",
-                "it belongs to a PV guest: only a suspension of the guest would tell",
-            );
-        }
-        let report = match pv_exchange::run(self.host, owner, &[mfn]) {
-            Ok(report) => report,
-            Err(error) => return refused("not-suspended", &error.to_string()),
-        };
-        match report.frames.first() {
-            Some((_, Ok(done))) => {
-                let state = self.settled(mfn)?;
-                let kind = if state.is_offlined() { Kind::Done } else { Kind::Held };
-                let stood = report.stood.unwrap_or_default().as_micros();
-                let text = format!("exchanged for {}: {}, suspended {stood} us, {state}", done.new, done.pfn);
-                Ok(Verdict::new(mfn, kind, "exchanged", &text))
-            }
-            Some((_, Err(error))) => Ok(Verdict::not_exchanged(mfn, error.name(), &error.to_string())),
-            None => refused("not-suspended", "the guest was not asked"),
-        }
+    /// Frames of a PV guest, which are marked: dom0 itself exchanges them, with the guest suspended.
+    fn exchange_pv(&self, owner: Domid, mfns: &[Mfn]) -> Result<Vec<Verdict>, Error> {
+        let name = self.host.name_of(owner)?.unwrap_or_else(|| owner.to_string());
+        let report = pv_exchange::run(self.host, owner, mfns);
+        let told = mfns.iter().enumerate().map(|(nr, &mfn)| {
+            let verdict = match &report {
+                Err(error) => Verdict::new(mfn, Kind::Refused, "not-suspended", &error.to_string()),
+                Ok(report) => match report.frames.get(nr) {
+                    Some((_, Ok(done))) => {
+                        Verdict::exchanged_pv(mfn, done, report.stood.unwrap_or_default(), self.settled(mfn)?)
+                    }
+                    Some((_, Err(error))) => Verdict::not_exchanged(mfn, error.name(), &error.to_string()),
+                    None => {
+                        let text = "the exchange of a frame before it failed and left the guest paused";
+                        Verdict::new(mfn, Kind::Refused, "not-tried", text)
+                    }
+                },
+            };
+            Ok(self.settle(mfn, verdict)?.of_guest(owner, &name))
+        });
+        told.collect()
     }
 
     /// The state of an old frame once its last users have let go of it, or after [`LET_GO`].

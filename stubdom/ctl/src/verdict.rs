@@ -5,8 +5,10 @@ use crate::frame::State;
 use crate::xen_version::XenVersion;
 use control::Hypercall;
 use control::exchange::{Outcome, Prepared, Reason, Scope};
+use migration::exchange_pv::Exchanged;
 use serde_json::{Value, json};
 use std::fmt;
+use std::time::Duration;
 use xen_front::types::{Domid, Mfn};
 
 /// How a frame ended.
@@ -137,6 +139,23 @@ impl Verdict {
             "old_frames_held": exchange.nr_held,
         }));
         verdict
+    }
+
+    /// An exchange under a PV guest that stood still for `stood`, for all frames of the call, and what Xen says of the old
+    /// frame now.
+    pub(crate) fn exchanged_pv(mfn: Mfn, done: &Exchanged, stood: Duration, state: State) -> Self {
+        let pause_us = stood.as_micros();
+        let text = format!("exchanged for {}: {}, suspended {pause_us} us, {state}", done.new, done.pfn);
+        let kind = if state.is_offlined() { Kind::Done } else { Kind::Held };
+        let details = json!({
+            "pfn": done.pfn.raw(),
+            "new_mfn": done.new.raw(),
+            "entries": done.nr_entries,
+            "table_level": done.level,
+            "pause_us": pause_us,
+            "state": state.to_string(),
+        });
+        Self { details: Some(details), ..Self::new(mfn, kind, "exchanged", &text) }
     }
 
     /// One line for scripts.

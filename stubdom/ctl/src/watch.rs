@@ -13,7 +13,7 @@ use crate::cli::{OfflineArguments, WatchArguments};
 use crate::error::Error;
 use crate::host::Host;
 use crate::offline::Offliner;
-use crate::verdict::Kind;
+use crate::verdict::{Kind, Verdict};
 use ledger::{Fate, Ledger, Report};
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -104,21 +104,20 @@ impl Watch<'_> {
 
     fn offline(&self, mfn: Mfn) -> Fate {
         println!("{mfn}: taking it out of use");
+        let mut fate = Fate::Refused;
+        let tell = |verdict: Verdict| {
+            println!("{verdict}");
+            fate = match verdict.kind {
+                Kind::Done => Fate::Offline,
+                Kind::Held | Kind::Lost => Fate::Held,
+                Kind::Refused => Fate::Refused,
+            };
+        };
         let offliner = Offliner::new(self.host, OfflineArguments::of(mfn));
-        match offliner.and_then(|mut offliner| offliner.offline(mfn)) {
-            Ok(verdict) => {
-                println!("{verdict}");
-                match verdict.kind {
-                    Kind::Done => Fate::Offline,
-                    Kind::Held | Kind::Lost => Fate::Held,
-                    Kind::Refused => Fate::Refused,
-                }
-            }
-            Err(error) => {
-                println!("{mfn}: not done: {error}; tried again with its next errors");
-                Fate::Refused
-            }
+        if let Err(error) = offliner.and_then(|mut offliner| offliner.offline_all(&[mfn], tell)) {
+            println!("{mfn}: not done: {error}; tried again with its next errors");
         }
+        fate
     }
 
     /// Writes the state so that a crash leaves the old one or the new one.

@@ -11,6 +11,9 @@
 
 xc_interface *xc_interface_open(xentoollog_logger *, xentoollog_logger *, unsigned int);
 int xc_interface_close(xc_interface *);
+int xc_get_cpumap_size(xc_interface *);
+int xc_vcpu_getaffinity(xc_interface *, uint32_t, int, xc_cpumap_t, xc_cpumap_t, uint32_t);
+int xc_vcpu_setaffinity(xc_interface *, uint32_t, int, xc_cpumap_t, xc_cpumap_t, uint32_t);
 int xc_version(xc_interface *, int, void *);
 int xc_domain_getinfolist(xc_interface *, uint32_t, unsigned int, xen_domctl_getdomaininfo_t *);
 int xc_domain_set_target(xc_interface *, uint32_t, uint32_t);
@@ -87,6 +90,7 @@ int xenevtchn_notify(xenevtchn_handle *, evtchn_port_t);
 
 CHECK(XENVER_version == 0 && XENVER_extraversion == 1);
 CHECK(sizeof(xen_extraversion_t) == 16);
+CHECK(XEN_VCPUAFFINITY_HARD == 1);
 CHECK(sizeof(xen_domctl_getdomaininfo_t) == 112);
 CHECK(offsetof(xen_domctl_getdomaininfo_t, flags) == 4);
 CHECK(offsetof(xen_domctl_getdomaininfo_t, tot_pages) == 8);

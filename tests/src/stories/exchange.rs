@@ -1,12 +1,14 @@
 //! The other job: failing frames taken from under a running guest.
 
 mod deaths;
+mod hvm;
 mod refusals;
 mod saving;
 mod scarce;
 mod watch;
 
 pub(super) use deaths::{ALL_DEATHS, DEATHS};
+pub(super) use hvm::HVM_FRAMES;
 pub(super) use refusals::REFUSALS;
 pub(super) use saving::SAVING;
 pub(super) use scarce::SCARCE;

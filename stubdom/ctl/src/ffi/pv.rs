@@ -9,7 +9,7 @@
 use super::xenctrl::{XcInterface, XenError, Xenctrl, done};
 use migration::exchange_pv::grants::Version;
 use migration::exchange_pv::{PageType, Table, Update};
-use std::ffi::{c_int, c_uint, c_ulong, c_void};
+use std::ffi::{c_int, c_uint, c_void};
 use std::ptr::{self, NonNull};
 use std::slice;
 use xen_front::types::{Domid, Mfn, Pfn, Port};
@@ -97,13 +97,6 @@ unsafe extern "C" {
 #[link(name = "xenguest")]
 unsafe extern "C" {
     fn xc_domain_resume(xch: *mut XcInterface, domid: u32, fast: c_int) -> c_int;
-    fn xc_mark_page_offline(xch: *mut XcInterface, start: c_ulong, end: c_ulong, status: *mut u32) -> c_int;
-    fn xc_query_page_offline_status(
-        xch: *mut XcInterface,
-        start: c_ulong,
-        end: c_ulong,
-        status: *mut u32,
-    ) -> c_int;
 }
 
 #[link(name = "xencall")]
@@ -141,24 +134,6 @@ impl Xenctrl {
         // SAFETY: the handle is open; the call takes numbers only.
         let rc = unsafe { xc_domain_unpause(self.raw(), domid.raw().into()) };
         done(rc, "xc_domain_unpause", domid)
-    }
-
-    /// Marks a frame offline; gives the status word (`PG_OFFLINE_*`).
-    ///
-    /// Never for a frame that is broken and has an owner: Xen crashes the owner then.
-    pub(crate) fn mark_offline(&self, mfn: Mfn) -> Result<u32, XenError> {
-        let mut status = 0;
-        // SAFETY: the handle is open; `status` has room for the one frame.
-        let rc = unsafe { xc_mark_page_offline(self.raw(), mfn.raw(), mfn.raw(), &raw mut status) };
-        done(rc, "xc_mark_page_offline", Domid::DOM0).map(|()| status)
-    }
-
-    /// Asks for the state of a frame (`PG_OFFLINE_STATUS_*`).
-    pub(crate) fn offline_status(&self, mfn: Mfn) -> Result<u32, XenError> {
-        let mut status = 0;
-        // SAFETY: the handle is open; `status` has room for the one frame.
-        let rc = unsafe { xc_query_page_offline_status(self.raw(), mfn.raw(), mfn.raw(), &raw mut status) };
-        done(rc, "xc_query_page_offline_status", Domid::DOM0).map(|()| status)
     }
 
     /// Lets a suspended guest go on where it suspended, as after a cancelled suspension.

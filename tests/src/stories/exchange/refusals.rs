@@ -124,7 +124,8 @@ fn free(stage: &Stage, mfn: &str) -> Telling {
     ensure(!pages.contains(mfn), || format!("{mfn} is still among stubctl pages: {pages}"))
 }
 
-fn expect_refusal(stage: &Stage, mfn: &str, reason: &str) -> Telling {
+/// Expects that a frame is refused for this reason.
+pub(super) fn expect_refusal(stage: &Stage, mfn: &str, reason: &str) -> Telling {
     let said = expect_one_of(stage, mfn, &[reason])?;
     let text = said.split("\"text\":\"").nth(1).and_then(|rest| rest.split('"').next());
     stage.say(format!("{reason}: {}", text.unwrap_or_default()));
