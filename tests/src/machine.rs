@@ -14,6 +14,7 @@ use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// Longest time from power on to dom0's agent; an ordinary boot takes 10 to 15 s, with `icount` three times that.
@@ -55,8 +56,8 @@ impl Seat {
     /// Tells the two machines' files apart.
     fn file(self, place: &Place, name: &str) -> PathBuf {
         match self {
-            Self::Alone | Self::First => place.nest().join(name),
-            Self::Second => place.nest().join(format!("second-{name}")),
+            Self::Alone | Self::First => place.machine().join(name),
+            Self::Second => place.machine().join(format!("second-{name}")),
         }
     }
 
@@ -67,7 +68,7 @@ impl Seat {
             Self::First => ("on", 1),
             Self::Second => ("off", 2),
         };
-        let cable = place.nest().join("cable.sock");
+        let cable = place.machine().join("cable.sock");
         if self == Self::First {
             let _ = fs::remove_file(&cable); // the last boot's
         }
@@ -84,7 +85,7 @@ pub struct Machine {
     /// Runs scripts in dom0.
     pub dom0: Dom0,
     /// The second machine of two has its turn by the first.
-    _turn: Option<File>,
+    _turn: Option<Arc<File>>,
 }
 
 impl Machine {
@@ -105,7 +106,9 @@ impl Machine {
         Self::start(place, &Options { seat: Seat::Second, ..first.clone() }, None)
     }
 
-    fn start(place: &Place, options: &Options, turn: Option<File>) -> Result<Self> {
+    fn start(place: &Place, options: &Options, turn: Option<Arc<File>>) -> Result<Self> {
+        // The image is assembled in one place, and QEMU reads it once.
+        let _booting = BOOTING.lock().unwrap_or_else(PoisonError::into_inner);
         let mut qemu = prepare(place, options)?;
         let console = options.seat.file(place, "console.log");
         qemu.args(["-serial", &format!("file:{}", console.display()), "-display", "none"]);
@@ -158,8 +161,25 @@ fn end(qemu: &mut Child) {
     let _ = qemu.wait();
 }
 
-/// Waits until no other machine runs on this host; the lock ends with the returned file, which names its holder.
-fn take_turn() -> Result<File> {
+/// One machine of this process boots at a time.
+static BOOTING: Mutex<()> = Mutex::new(());
+
+/// This process's turn, as long as one of its machines runs.
+static TURN: Mutex<Weak<File>> = Mutex::new(Weak::new());
+
+/// Waits until no other process's machine runs on this host; the lock ends with the last holder of the returned file, which
+/// names this process.
+fn take_turn() -> Result<Arc<File>> {
+    let mut held = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(turn) = held.upgrade() {
+        return Ok(turn);
+    }
+    let turn = Arc::new(await_turn()?);
+    *held = Arc::downgrade(&turn);
+    Ok(turn)
+}
+
+fn await_turn() -> Result<File> {
     let path = std::env::temp_dir().join("xen-nest.lock");
     let open = File::options().create(true).append(true).open(&path);
     let mut turn = open.doing(format!("opening {}", path.display()))?;

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug)]
 pub struct Place {
     root: PathBuf,
+    /// Which of several machines that run side by side this is for; none for the first.
+    lane: Option<usize>,
 }
 
 impl Place {
@@ -20,7 +22,7 @@ impl Place {
             Some(root) => root.to_path_buf(),
             None => std::env::current_dir().doing("looking for the repository")?,
         };
-        let place = Self { root };
+        let place = Self { root, lane: None };
         for folder in [place.nest(), place.out()] {
             std::fs::create_dir_all(&folder).doing(format!("making {}", folder.display()))?;
         }
@@ -42,8 +44,23 @@ impl Place {
         self.root.join("target/nest")
     }
 
-    /// Where files that dom0 hands out arrive, `target/nest/out`; dom0 sees it as `/host`.
+    /// The same for machine `lane` of several that run side by side, counted from 0.
+    ///
+    /// # Errors
+    /// Its folders cannot be made.
+    pub fn in_lane(&self, lane: usize) -> Result<Self> {
+        let place = Self { root: self.root.clone(), lane: Some(lane).filter(|lane| *lane > 0) };
+        std::fs::create_dir_all(place.out()).doing(format!("making {}", place.out().display()))?;
+        Ok(place)
+    }
+
+    /// The folder of what is one machine's own: `target/nest`, or `target/nest/lane-N`.
+    pub fn machine(&self) -> PathBuf {
+        self.lane.map_or_else(|| self.nest(), |lane| self.nest().join(format!("lane-{lane}")))
+    }
+
+    /// Where files that dom0 hands out arrive, `out` in the machine's folder; dom0 sees it as `/host`.
     pub fn out(&self) -> PathBuf {
-        self.nest().join("out")
+        self.machine().join("out")
     }
 }

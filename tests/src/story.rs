@@ -8,7 +8,10 @@ use crate::error::{Error, Result};
 use crate::machine::{Machine, Options};
 use crate::place::Place;
 use crate::tool;
+use std::cell::RefCell;
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Longest time for one script of a story.
@@ -127,7 +130,7 @@ impl Stage<'_> {
 
     /// Prints a line of the story.
     pub fn say(&self, line: impl fmt::Display) {
-        println!("    {line}");
+        print(format_args!("    {line}"));
     }
 
     /// Creates an example guest and waits until its witness is ready.
@@ -268,51 +271,95 @@ impl fmt::Display for Answer {
     }
 }
 
-/// Tells stories one after another, on as few boots as their wishes allow; gives each one's verdict.
-pub fn tell_all(place: &Place, stories: &[Story]) -> Vec<(&'static str, Verdict)> {
-    let mut machine: Option<(Options, Machine)> = None;
+thread_local! {
+    /// What the story of this thread has printed, where others are told meanwhile: it is printed in one piece.
+    static PRINTED: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+fn print(line: impl fmt::Display) {
+    PRINTED.with_borrow_mut(|printed| match printed {
+        None => println!("{line}"),
+        Some(printed) => *printed += &format!("{line}\n"),
+    });
+}
+
+/// Memory that a machine of [`Options::default`] takes, with QEMU's own, in KiB.
+const LANE_KIB: u64 = 10 << 20;
+
+/// How many machines may run side by side: two if there are processors and memory for both, since one seldom uses more
+/// than one processor. `NEST_LANES` says otherwise.
+pub fn nr_lanes() -> usize {
+    if let Some(lanes) = std::env::var("NEST_LANES").ok().and_then(|lanes| lanes.parse().ok()) {
+        return 1.max(lanes);
+    }
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = available.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or(0);
+    let has_cpus = thread::available_parallelism().is_ok_and(|cpus| cpus.get() >= 2);
+    if has_cpus && kib >= 2 * LANE_KIB { 2 } else { 1 }
+}
+
+/// Tells stories in so many lanes side by side, on as few boots as their wishes allow; gives each one's verdict.
+///
+/// # Errors
+/// There is no place for a lane.
+pub fn tell_all(place: &Place, stories: &[Story], nr_lanes: usize) -> Result<Vec<(&'static str, Verdict)>> {
+    let places = (0..nr_lanes).map(|lane| place.in_lane(lane)).collect::<Result<Vec<_>>>()?;
     let mut verdicts = Vec::new();
-    for story in in_order_of_machines(stories) {
-        println!("story {}: {}", story.name, story.proves);
+    for alike in by_machine(stories) {
+        let waiting = Mutex::new(alike.iter());
+        let told = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            for place in &places[..nr_lanes.min(alike.len())] {
+                scope.spawn(|| tell_in_lane(place, nr_lanes > 1, &waiting, &told));
+            }
+        });
+        let mut told = told.into_inner().unwrap_or_else(PoisonError::into_inner);
+        told.sort_by_key(|(name, _)| alike.iter().position(|story| story.name == *name));
+        verdicts.extend(told);
+    }
+    Ok(verdicts)
+}
+
+/// Tells stories that want the same machine until none is waiting.
+fn tell_in_lane<'a>(
+    place: &Place,
+    is_beside: bool,
+    waiting: &Mutex<impl Iterator<Item = &'a &'a Story>>,
+    told: &Mutex<Vec<(&'static str, Verdict)>>,
+) {
+    let mut machine: Option<Machine> = None;
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+    while let Some(story) = next() {
+        PRINTED.set(is_beside.then(String::new));
+        print(format_args!("story {}: {}", story.name, story.proves));
         let began = Instant::now();
-        let verdict = match stage_for(&mut machine, place, (story.options)()) {
-            Ok(machine) => tell(story.name, &Stage { machine, place }, story.tell),
+        let running = machine.take().map_or_else(|| Machine::boot(place, &(story.options)()), Ok);
+        let verdict = match running {
+            Ok(running) => tell(story.name, &Stage { machine: machine.insert(running), place }, story.tell),
             Err(error) => Verdict::Error(error.to_string()),
         };
-        println!("  {} ({:.0} s): {verdict}", story.name, began.elapsed().as_secs_f32());
+        print(format_args!("  {} ({:.0} s): {verdict}", story.name, began.elapsed().as_secs_f32()));
         if matches!(verdict, Verdict::Error(_) | Verdict::Failure(_)) {
             machine = None; // the next story shall not suffer from what this one left
         }
-        verdicts.push((story.name, verdict));
+        if let Some(printed) = PRINTED.take() {
+            print(printed.trim_end());
+        }
+        told.lock().unwrap_or_else(PoisonError::into_inner).push((story.name, verdict));
     }
-    verdicts
 }
 
-/// Stories that want equal machines next to each other, else in their own order.
-fn in_order_of_machines(stories: &[Story]) -> Vec<&Story> {
+/// Stories that want equal machines, in their own order.
+fn by_machine(stories: &[Story]) -> Vec<Vec<&Story>> {
     let mut kinds: Vec<Options> = Vec::new();
     for options in stories.iter().map(|story| (story.options)()) {
         if !kinds.contains(&options) {
             kinds.push(options);
         }
     }
-    kinds.iter().flat_map(|kind| stories.iter().filter(move |story| (story.options)() == *kind)).collect()
-}
-
-/// The machine that runs, when it is the right one; else a fresh one.
-fn stage_for<'a>(
-    machine: &'a mut Option<(Options, Machine)>,
-    place: &Place,
-    wanted: Options,
-) -> Result<&'a Machine> {
-    if machine.as_ref().is_some_and(|(options, _)| *options != wanted) {
-        *machine = None;
-    }
-    let running = match machine.take() {
-        Some(running) => running,
-        None => (wanted.clone(), Machine::boot(place, &wanted)?),
-    };
-    Ok(&machine.insert(running).1)
+    let of_kind = |kind: &Options| stories.iter().filter(|story| (story.options)() == *kind).collect();
+    kinds.iter().map(of_kind).collect()
 }
 
 /// Tells one story on a machine of its own.
@@ -358,7 +405,7 @@ fn keep_logs(name: &str, stage: &Stage) {
          xenstore-ls -f >/host/{name}/xenstore; xl list >/host/{name}/xl-list"
     );
     match stage.run(&collect) {
-        Ok(_) => stage.say(format!("dom0's logs: target/nest/out/{name}")),
+        Ok(_) => stage.say(format!("dom0's logs: {}", stage.place.out().join(name).display())),
         Err(stop) => stage.say(format!("no logs: {}", Verdict::from(Err(stop)))),
     }
 }
@@ -375,8 +422,8 @@ mod tests {
     fn stories_that_want_the_same_machine_come_together() {
         let big = || Options { mem_mib: 16384, ..Options::default() };
         let stories = [story("a", Options::default), story("b", big), story("c", Options::default)];
-        let order: Vec<_> = in_order_of_machines(&stories).iter().map(|story| story.name).collect();
-        assert_eq!(order, ["a", "c", "b"]);
+        let names = |alike: &Vec<&Story>| alike.iter().map(|story| story.name).collect::<Vec<_>>();
+        assert_eq!(by_machine(&stories).iter().map(names).collect::<Vec<_>>(), [vec!["a", "c"], vec!["b"]]);
     }
 
     #[test]

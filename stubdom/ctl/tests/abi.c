@@ -11,6 +11,7 @@
 
 xc_interface *xc_interface_open(xentoollog_logger *, xentoollog_logger *, unsigned int);
 int xc_interface_close(xc_interface *);
+int xc_get_online_cpus(xc_interface *);
 int xc_get_cpumap_size(xc_interface *);
 int xc_vcpu_getaffinity(xc_interface *, uint32_t, int, xc_cpumap_t, xc_cpumap_t, uint32_t);
 int xc_vcpu_setaffinity(xc_interface *, uint32_t, int, xc_cpumap_t, xc_cpumap_t, uint32_t);

@@ -175,7 +175,8 @@ fn tell(place: &Place, names: &[String]) -> Result<ExitCode> {
         [] => stories::ALL.to_vec(),
         _ => every_story().filter(chosen).copied().collect(),
     };
-    let verdicts = story::tell_all(place, &told);
+    let nr_lanes = if names.is_empty() { story::nr_lanes() } else { 1 };
+    let verdicts = story::tell_all(place, &told, nr_lanes)?;
     println!();
     verdicts.iter().for_each(|(name, verdict)| println!("{name:24} {verdict}"));
     let count = |wanted: fn(&Verdict) -> bool| verdicts.iter().filter(|(_, verdict)| wanted(verdict)).count();

@@ -1,6 +1,6 @@
 //! Marking a frame offline, and where that must not be done.
 //!
-//! **Takes** a frame. **Gives** Xen's word on it. **Never** lets Xen do it on physical CPU 0.
+//! **Takes** a frame. **Gives** Xen's word on it. **Never** lets Xen do it on physical CPU 0 where there is another.
 //!
 //! Xen asks the owner's populate-on-demand cache whether it has the frame (`p2m_pod_offline_or_broken_hit`), also that of
 //! a PV guest or dom0, whose lock nobody has initialised: all zeroes, it says that CPU 0 holds it. There the first mark
@@ -15,6 +15,7 @@ use xen_front::types::{Domid, Mfn};
 
 #[link(name = "xenctrl")]
 unsafe extern "C" {
+    fn xc_get_online_cpus(xch: *mut XcInterface) -> c_int;
     fn xc_get_cpumap_size(xch: *mut XcInterface) -> c_int;
     fn xc_vcpu_getaffinity(
         xch: *mut XcInterface,
@@ -80,7 +81,7 @@ impl Xenctrl {
     }
 }
 
-/// This thread is on one vCPU of dom0, and that on no physical CPU 0, as long as this lives.
+/// This thread is on one vCPU of dom0, and that off physical CPU 0 if there is another, as long as this lives.
 struct Elsewhere<'a> {
     xen: &'a Xenctrl,
     vcpu: c_int,
@@ -99,7 +100,9 @@ impl<'a> Elsewhere<'a> {
         // From here on dropping it puts things back.
         let mut elsewhere = Self { xen, vcpu, before: None, thread };
         let before = xen.hard_affinity(vcpu)?;
-        if let Some(map) = without_cpu_0(&before) {
+        // SAFETY: the handle is open; the call takes nothing else.
+        let has_other = unsafe { xc_get_online_cpus(xen.raw()) } > 1;
+        if let Some(map) = without_cpu_0(&before).filter(|_| has_other) {
             xen.set_hard_affinity(vcpu, map)?;
             elsewhere.before = Some(before);
         }
