@@ -144,6 +144,12 @@ impl<'a> Offliner<'a> {
         }
     }
 
+    /// Tells whether a frame may be free: nobody has it at a place, and it is not out of use either.
+    fn may_be_free(&self, mfn: Mfn) -> Result<bool, Error> {
+        let is_offlined = self.state(mfn).is_some_and(State::is_offlined);
+        Ok(!is_offlined && !self.host.xen.has_place(mfn)?)
+    }
+
     /// The state of a frame; `None` when there is none of that number.
     fn state(&self, mfn: Mfn) -> Option<State> {
         let mut word = [0];
@@ -192,7 +198,7 @@ impl<'a> Offliner<'a> {
             return Ok(of_guest(Verdict::new(mfn, Kind::Refused, "dying", text)));
         }
         let beside_free = match self.careful {
-            Some(version) if !self.host.xen.has_place(neighbour(mfn))? => Some(version),
+            Some(version) if self.may_be_free(neighbour(mfn))? => Some(version),
             _ => None,
         };
         if !info.hvm {

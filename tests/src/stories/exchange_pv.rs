@@ -86,14 +86,16 @@ fn stock(stage: &Stage, mfn: &str) -> Telling {
     ensure(outcome.code != 0 && status.contains("PENDING"), || format!("the stock tool did it: {status}"))
 }
 
-/// Exchanges frames of which each has to end offline, but for a root that is loaded and what Xen holds.
+/// Exchanges frames of which each has to end offline, but for a root that is loaded, what Xen holds, and a frame whose
+/// neighbour may be free.
 fn exchange(stage: &Stage, mfns: &[String]) -> Telling {
     // Exit code 8: some are refused, by name.
     let said =
         stage.sh(&format!("timeout -k 5 150 stubctl offline --json {} || [ $? -eq 8 ]", mfns.join(" ")))?;
     let count = |what: &str| said.lines().filter(|line| line.contains(what)).count();
     let (done, offline) = (count("\"result\":\"done\""), count("\"state\":\"offline\""));
-    let named = count("\"reason\":\"page-table-root\"") + count("\"reason\":\"in-use-by-xen\"");
+    let names = ["page-table-root", "in-use-by-xen", "beside-free"];
+    let named: usize = names.iter().map(|name| count(&format!("\"reason\":\"{name}\""))).sum();
     let pause =
         said.split("\"pause_us\":").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or_default();
     stage.say(format!(
