@@ -20,9 +20,13 @@ struct Page {
 /// Lists them.
 pub(crate) fn run(host: &Host, arguments: &PagesArguments) -> Result<(), Error> {
     let mut pages = Vec::new();
-    let end = host.xen.end_mfn()?.raw();
-    for first in (0..end).step_by(usize::try_from(CHUNK).unwrap_or(usize::MAX)) {
-        look(host, first, CHUNK.min(end - first), &mut pages);
+    let mut nr_looked = 0;
+    for (first, nr_frames) in host.xen.ram()? {
+        let end = first.raw() + nr_frames;
+        for first in (first.raw()..end).step_by(usize::try_from(CHUNK).unwrap_or(usize::MAX)) {
+            look(host, first, CHUNK.min(end - first), &mut pages);
+        }
+        nr_looked += nr_frames;
     }
     for page in &mut pages {
         page.owner = owner(host, page)?;
@@ -30,7 +34,7 @@ pub(crate) fn run(host: &Host, arguments: &PagesArguments) -> Result<(), Error> 
     if arguments.json {
         println!("{}", Value::Array(pages.iter().map(|page| page.json(host)).collect()));
     } else if pages.is_empty() {
-        println!("no frame of {end} is offline, pending or broken");
+        println!("no frame of {nr_looked} is offline, pending or broken");
     } else {
         pages.iter().for_each(|page| println!("{}", page.line(host)));
     }

@@ -10,6 +10,7 @@ use xen_front::types::{Domid, Mfn};
 unsafe extern "C" {
     fn xc_domain_setmaxmem(xch: *mut XcInterface, domid: u32, max_memkb: u64) -> c_int;
     fn xc_maximum_ram_page(xch: *mut XcInterface, max_mfn: *mut c_ulong) -> c_int;
+    fn xc_get_machine_memory_map(xch: *mut XcInterface, entries: *mut E820Entry, max_entries: u32) -> c_int;
 }
 
 #[link(name = "xenguest")]
@@ -23,6 +24,20 @@ unsafe extern "C" {
         status: *mut u32,
     ) -> c_int;
 }
+
+/// `struct e820entry` (`xenctrl.h`).
+#[repr(C, packed)]
+#[derive(Clone, Copy, Default)]
+struct E820Entry {
+    addr: u64,
+    size: u64,
+    kind: u32,
+}
+
+/// `E820_RAM`.
+const E820_RAM: u32 = 1;
+/// Most entries of a map (`E820MAX`).
+const E820_MAX: u32 = 1024;
 
 /// What libxenguest maps the machine-to-phys table by (`M2P_SHIFT`), in bytes.
 const M2P_CHUNK_BYTES: usize = 1 << 21;
@@ -47,6 +62,17 @@ impl Xenctrl {
         // SAFETY: the handle is open; `end` is an `unsigned long`.
         let rc = unsafe { xc_maximum_ram_page(self.raw(), &raw mut end) };
         if rc < 0 { Err(failed("xc_maximum_ram_page")) } else { Ok(Mfn::new(end)) }
+    }
+
+    /// The host's ordinary memory: first frame and number of frames of each range (`XENMEM_machine_memory_map`).
+    pub(crate) fn ram(&self) -> Result<Vec<(Mfn, u64)>, XenError> {
+        let mut entries = vec![E820Entry::default(); E820_MAX as usize];
+        // SAFETY: the handle is open; `entries` has room for as many as are asked for.
+        let nr = unsafe { xc_get_machine_memory_map(self.raw(), entries.as_mut_ptr(), E820_MAX) };
+        let nr = usize::try_from(nr).map_err(|_| failed("xc_get_machine_memory_map"))?;
+        let ram = entries.iter().take(nr).filter(|entry| entry.kind == E820_RAM);
+        let frames = ram.map(|entry| (entry.addr.div_ceil(4096), (entry.addr + entry.size) / 4096));
+        Ok(frames.map(|(first, end)| (Mfn::new(first), end.saturating_sub(first))).collect())
     }
 
     /// Tells, by the machine-to-phys table, whether a domain has the frame at a place of its memory. If not it is free, or
