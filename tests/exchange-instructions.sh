@@ -1,3 +1,4 @@
+#!/bin/bash
 # Run by `scripts/nest run --icount tests/exchange-instructions.sh`: how many instructions the machine executes while a guest
 # stands still for an exchange. There a CPU instruction takes 2 ns of the only clock, so a microsecond is 500 of them.
 set -e
