@@ -5,7 +5,7 @@ set -e
 xl create -q /etc/xen/stubdom/guests/pvh-256.cfg
 ask-witness pvh-256 ready
 stubctl attach pvh-256
-# exchange WHAT OPTIONS MFN...: prints the instructions of each pause, and of the stub's swap in it
+# exchange WHAT [--split] MFN...: prints the instructions of each pause, and of the stub's swap in it
 exchange() {
     local what=$1
     shift

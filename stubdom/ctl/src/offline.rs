@@ -83,16 +83,18 @@ impl<'a> Offliner<'a> {
     /// Something failed that has nothing to do with the frame that it failed at.
     pub(crate) fn offline_all(&mut self, mfns: &[Mfn], mut tell: impl FnMut(Verdict)) -> Result<(), Error> {
         let mut of_pv_guests: BTreeMap<Domid, Vec<Mfn>> = BTreeMap::new();
-        for &mfn in mfns {
+        let all_begun = mfns.iter().try_for_each(|&mfn| {
             match self.begin(mfn)? {
                 Begun::Over(verdict) => tell(verdict),
                 Begun::Pv(owner) => of_pv_guests.entry(owner).or_default().push(mfn),
             }
-        }
+            Ok(())
+        });
+        // Those are marked, whatever happened to the others.
         for (owner, mfns) in of_pv_guests {
             self.exchange_pv(owner, &mfns)?.into_iter().for_each(&mut tell);
         }
-        Ok(())
+        all_begun
     }
 
     fn begin(&mut self, mfn: Mfn) -> Result<Begun, Error> {
