@@ -94,8 +94,9 @@ fn fill_overlay(place: &Place, packages: &Packages, overlay: &Path) -> Result<()
     copy_modules(packages, DOM0_MODULES, overlay)?;
     install_programs(place, overlay)?;
     copy_tree(&place.repo("xen-config"), &overlay.join("etc/xen/stubdom"))?;
-    let kernel = packages.kernel()?;
-    fs::copy(&kernel, overlay.join("boot/vmlinuz")).doing("copying the guests' kernel")?;
+    for (kernel, name) in [(packages.packed_kernel()?, "vmlinuz"), (packages.kernel()?, "vmlinux")] {
+        fs::copy(&kernel, overlay.join("boot").join(name)).doing("copying the guests' kernel")?;
+    }
     symlink("/run", overlay.join("var/run")).doing("linking /var/run")?;
     guest_ramdisk(place, packages, &overlay.join("boot/witness.cpio"))
 }
@@ -104,7 +105,9 @@ fn install_programs(place: &Place, overlay: &Path) -> Result<()> {
     for (from, to) in PROGRAMS {
         let from = place.repo(from);
         if from.exists() {
-            copy_file(&from, &overlay.join(to))?;
+            let to = overlay.join(to);
+            copy_file(&from, &to)?;
+            tool::output(Command::new("strip").arg(&to))?; // dom0's memory holds it twice while it boots
         } else {
             eprintln!("nest: {} is not built: booting without it", from.display());
         }

@@ -9,6 +9,7 @@ pub mod error;
 pub mod exchange;
 pub mod gate;
 pub mod image;
+pub mod kernel;
 pub mod machine;
 pub mod packages;
 pub mod place;

@@ -227,7 +227,8 @@ fn prepare(place: &Place, options: &Options) -> Result<Command> {
 fn xen_command_line(options: &Options) -> String {
     let mem = options.dom0_mib;
     // `xl dmesg` has to reach back to the boot, whatever guests have come and gone.
-    let fixed = "com1=115200,8n1 console=com1 conring_size=1M dom0_max_vcpus=1 loglvl=all guest_loglvl=all";
+    // Memory is fresh from the host, all zeroes: to scrub it would only make the host find all of it.
+    let fixed = "com1=115200,8n1 console=com1 conring_size=1M dom0_max_vcpus=1 loglvl=all guest_loglvl=all bootscrub=0";
     format!("{fixed} dom0_mem={mem}M,max:{mem}M {}", options.xen_args)
 }
 

@@ -18,6 +18,17 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&done.stdout).into_owned())
 }
 
+/// Runs a program whose output goes where the caller has sent it.
+///
+/// # Errors
+/// The program is missing, or fails.
+pub fn status(command: &mut Command) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let done =
+        command.stdin(Stdio::null()).status().doing(format!("starting {name} (did scripts/setup run?)"))?;
+    if done.success() { Ok(()) } else { Err(Error::new(name, done)) }
+}
+
 /// The last `nr_lines` lines of a text.
 pub fn last_lines(text: &str, nr_lines: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();

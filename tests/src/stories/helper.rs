@@ -50,7 +50,7 @@ const REFUSALS: [(&str, &str); 5] = [
 ];
 
 fn write_stubs(stage: &Stage) -> Telling {
-    let common = "type=\"pv\"\\nkernel=\"/boot/vmlinuz\"\\non_crash=\"preserve\"";
+    let common = "type=\"pv\"\\nkernel=\"/boot/vmlinux\"\\non_crash=\"preserve\"";
     stage.sh(&format!(
         "printf '{common}\\nramdisk=\"/boot/witness.cpio\"\\nextra=\"witness.mb=8\"\\n' >{SILENT_STUB}"
     ))?;
