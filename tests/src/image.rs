@@ -105,9 +105,7 @@ fn install_programs(place: &Place, overlay: &Path) -> Result<()> {
     for (from, to) in PROGRAMS {
         let from = place.repo(from);
         if from.exists() {
-            let to = overlay.join(to);
-            copy_file(&from, &to)?;
-            tool::output(Command::new("strip").arg(&to))?; // dom0's memory holds it twice while it boots
+            copy_program(&from, &overlay.join(to))?;
         } else {
             eprintln!("nest: {} is not built: booting without it", from.display());
         }
@@ -127,11 +125,16 @@ fn guest_ramdisk(place: &Place, packages: &Packages, archive: &Path) -> Result<(
     copy_file(&packages.root().join("bin/busybox"), &tree.join("bin/busybox"))?;
     let witness = place.program("witness");
     if witness.exists() {
-        copy_file(&witness, &tree.join("bin/witness"))?;
+        copy_program(&witness, &tree.join("bin/witness"))?;
     } else {
         eprintln!("nest: {} is not built: guests come without it", witness.display());
     }
-    pack(&tree, archive)
+    let plain = place.nest().join("guest.cpio");
+    let _ = fs::remove_file(&plain); // the last boot's
+    pack(&tree, &plain)?;
+    // SeaBIOS reads an HVM guest's kernel and ramdisk byte by byte from the device model: most of its start is this.
+    let packed = fs::File::create(archive).doing(format!("making {}", archive.display()))?;
+    tool::status(Command::new("gzip").arg("-9nc").arg(plain).stdout(packed))
 }
 
 /// Copies the modules and what they need, and writes the order to load them in to `etc/nest/modules`.
@@ -163,6 +166,12 @@ fn load_order<'a>(dependencies: &'a str, wanted: &[&str]) -> Vec<&'a str> {
         }
     }
     order
+}
+
+/// Copies a program without its symbols: dom0's memory holds it twice while it boots.
+fn copy_program(from: &Path, to: &Path) -> Result<()> {
+    copy_file(from, to)?;
+    tool::output(Command::new("strip").arg(to)).map(drop)
 }
 
 fn copy_file(from: &Path, to: &Path) -> Result<()> {
