@@ -19,7 +19,7 @@ pub use xen_front::ledger::Hypercall;
 use xen_front::types::{Domid, Gfn, Mfn};
 
 /// Version of this protocol; both ends must be equal.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// The xenstore directory of the rendezvous, below the stub's own `/local/domain/<stub>/`.
 pub const VCHAN_PATH: &str = "data/control";
@@ -87,8 +87,6 @@ pub enum ToStub {
     /// Puts right what a dead stub has left of an exchange; answered by [`FromStub::Done`] or
     /// [`FromStub::NotExchanged`].
     Repair(exchange::Repair),
-    /// Ends the current receive or exchange; the stub undoes what it can and answers [`FromStub::Failed`].
-    Abort,
     /// Asks the stub to end (`SHUTDOWN_poweroff`).
     Shutdown,
     /// Asks the stub to panic: a test of how failure looks.

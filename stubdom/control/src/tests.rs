@@ -26,10 +26,10 @@ fn two_messages_in_one_read_come_out_in_order() {
     let mut deframer = Deframer::new();
     let mut out = [0; MAX_MESSAGE_BYTES + 2];
     feed(&mut deframer, encode(&ToStub::Hello { version: VERSION }, &mut out).unwrap());
-    feed(&mut deframer, encode(&ToStub::Abort, &mut out).unwrap());
+    feed(&mut deframer, encode(&ToStub::Shutdown, &mut out).unwrap());
     assert_eq!(deframer.message(), Ok(Some(ToStub::Hello { version: VERSION })));
     deframer.consume();
-    assert_eq!(deframer.message(), Ok(Some(ToStub::Abort)));
+    assert_eq!(deframer.message(), Ok(Some(ToStub::Shutdown)));
 }
 
 #[test]

@@ -12,6 +12,7 @@ pub(crate) mod tcp;
 
 use crate::ffi::sys::{self, Polled};
 use crate::framing::{Framing, Place, STREAM_HEADER_BYTES, Want};
+use migration::stream::RecordType;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::Ipv6Addr;
@@ -75,13 +76,13 @@ impl std::error::Error for RelayError {}
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "offset {:#x}", self.offset)?;
+        write!(f, "offset {}", self.offset)?;
         match self.kind {
-            Some(kind) => write!(f, ", in the record of type {kind:#x} at {:#x}", self.start)?,
+            Some(kind) => write!(f, ", in record {} at {}", RecordType::new(kind), self.start)?,
             None if self.start == 0 && self.offset < STREAM_HEADER_BYTES as u64 => {
                 write!(f, ", in the stream header")?;
             }
-            None => write!(f, ", in the record header at {:#x}", self.start)?,
+            None => write!(f, ", in the record header at {}", self.start)?,
         }
         write!(f, " ({} bytes of it missing)", self.missing)
     }
@@ -93,6 +94,8 @@ pub(crate) enum Way {
     Ring(Ring),
     /// A connection.
     Tcp(Tcp),
+    /// None any more: one of the two has ended the stream.
+    Closed,
 }
 
 /// A running relay.
@@ -100,21 +103,25 @@ pub(crate) struct Relay {
     source: OwnedFd,
     framing: Framing,
     way: Way,
+    /// The source has ended too early, or cannot be read.
+    is_cut: bool,
 }
 
 impl Relay {
     /// Stands between the two, with nothing moved yet.
     pub(crate) fn new(source: OwnedFd, way: Way) -> Self {
-        Self { source, framing: Framing::new(), way }
+        Self { source, framing: Framing::new(), way, is_cut: false }
     }
 
-    /// The descriptor to wait on for [`Relay::fill`]; `None` when END has been read or there is no room.
+    /// The descriptor to wait on for [`Relay::fill`]; `None` when the stream is over or there is no room.
     pub(crate) fn source(&self) -> Option<BorrowedFd<'_>> {
         let has_room = || match &self.way {
             Way::Ring(ring) => ring.has_room(),
             Way::Tcp(tcp) => tcp.has_room(),
+            Way::Closed => false,
         };
-        (self.framing.want() != Want::Nothing && has_room()).then(|| self.source.as_fd())
+        let is_over = self.is_cut || self.framing.want() == Want::Nothing;
+        (!is_over && has_room()).then(|| self.source.as_fd())
     }
 
     /// What to wait for before [`Relay::drain`].
@@ -122,6 +129,7 @@ impl Relay {
         match &self.way {
             Way::Ring(ring) => ring.signalled(),
             Way::Tcp(tcp) => tcp.writable(),
+            Way::Closed => Polled::never(),
         }
     }
 
@@ -135,6 +143,7 @@ impl Relay {
         match &self.way {
             Way::Ring(ring) => ring.nr_waiting(),
             Way::Tcp(tcp) => tcp.nr_waiting(),
+            Way::Closed => 0,
         }
     }
 
@@ -146,8 +155,16 @@ impl Relay {
     /// Takes from the source what there is; call it when [`Relay::source`] is readable.
     ///
     /// # Errors
-    /// The stream ended too early or cannot be read.
+    /// The stream ended too early or cannot be read. The stub still gets all that came, and then sees the end: what is
+    /// wrong with the last bytes is for it to say. So [`Relay::drain`] goes on.
     pub(crate) fn fill(&mut self) -> Result<(), RelayError> {
+        self.take().inspect_err(|_| {
+            self.is_cut = true;
+            self.close_behind_the_last_byte();
+        })
+    }
+
+    fn take(&mut self) -> Result<(), RelayError> {
         let place = self.framing.place();
         let moved = match self.framing.want() {
             Want::Header(len) => self.header(len),
@@ -177,19 +194,35 @@ impl Relay {
     /// Gives the stub what it has room for; call it when [`Relay::sink`] is ready.
     ///
     /// # Errors
-    /// The stub is gone.
+    /// The stub is gone, and the way to it is closed.
     pub(crate) fn drain(&mut self) -> Result<(), RelayError> {
         let drained = match &mut self.way {
             Way::Ring(ring) => ring.acknowledge(),
             Way::Tcp(tcp) => tcp.drain(),
+            Way::Closed => Ok(()),
         };
         match drained {
             // A stub that has all of the stream closes its end.
-            Err(_) if self.is_done() => Ok(()),
+            Err(_) if self.is_done() => return Ok(()),
             Err(error) if !is_nothing_yet(&error) => {
-                Err(RelayError::Sink { place: self.framing.place(), kind: error.kind() })
+                self.way = Way::Closed;
+                return Err(RelayError::Sink { place: self.framing.place(), kind: error.kind() });
             }
-            _ => Ok(()),
+            _ => {}
+        }
+        self.close_behind_the_last_byte();
+        Ok(())
+    }
+
+    /// Lets the stub see the end of a stream that was cut. What is in its ring is its own; what is in the pipe has to
+    /// go out first.
+    fn close_behind_the_last_byte(&mut self) {
+        let is_out = match &self.way {
+            Way::Ring(_) | Way::Closed => true,
+            Way::Tcp(tcp) => tcp.nr_waiting() == 0,
+        };
+        if self.is_cut && is_out {
+            self.way = Way::Closed;
         }
     }
 
@@ -202,6 +235,7 @@ impl Relay {
         match &mut self.way {
             Way::Ring(ring) => ring.put(bytes)?,
             Way::Tcp(tcp) => tcp.put(bytes)?,
+            Way::Closed => return Err(ErrorKind::BrokenPipe.into()),
         }
         Ok(nr)
     }
@@ -212,6 +246,7 @@ impl Relay {
         let nr = match &mut self.way {
             Way::Ring(ring) => ring.fill(source, len),
             Way::Tcp(tcp) => tcp.fill(source, len),
+            Way::Closed => Err(ErrorKind::BrokenPipe.into()),
         }?;
         self.framing.body(nr as u64);
         Ok(nr)

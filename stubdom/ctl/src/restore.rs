@@ -23,8 +23,9 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 use xen_front::types::Gfn;
 
-/// How long a stub may take to explain why it closed the stream, or to acknowledge an abort.
-const LAST_WORDS: Duration = Duration::from_secs(3);
+/// How long a stub may be silent, and take nothing, before it says what is wrong with a stream that broke off: it may
+/// have as much before it as the way to it holds.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// Restores the target; gives the gfns of its xenstore and console rings.
 ///
@@ -84,7 +85,8 @@ fn receive(
     let relay = Relay::new(stream, way);
     let broker = Broker::new(&host.xen, arguments.target, request.libxl);
     let delivered = 0;
-    Receiving { request, channel, relay, broker, account, moved: Instant::now(), delivered, percent: 0 }.run()
+    let moved = Instant::now();
+    Receiving { request, channel, relay, broker, account, broken: None, moved, delivered, percent: 0 }.run()
 }
 
 /// Opens the way to the stub, which listens, and opens the stream on it.
@@ -112,6 +114,8 @@ struct Receiving<'a> {
     relay: Relay,
     broker: Broker<'a>,
     account: &'a mut Account,
+    /// What ended the relay, if anything has: the stub is about to say why.
+    broken: Option<RelayError>,
     /// When the stub last took bytes or spoke.
     moved: Instant,
     /// Bytes of the stream that the stub had taken then.
@@ -136,16 +140,21 @@ impl Receiving<'_> {
                 return Ok(outcome);
             }
             let (fill, drain) = self.wait()?;
-            if drain {
-                let drained = self.relay.drain();
-                drained.map_err(|error| self.explain(error))?;
-            }
-            if fill {
-                let filled = self.relay.fill();
-                filled.map_err(|error| self.explain(error))?;
+            let drained = if drain { self.relay.drain() } else { Ok(()) };
+            let filled = if fill && drained.is_ok() { self.relay.fill() } else { Ok(()) };
+            if let Err(error) = drained.and(filled) {
+                self.break_off(error);
             }
             self.check_stall()?;
         }
+    }
+
+    /// The relay broke. The stub has a while to say why, since it often knows more: a fault may stand in what it has not
+    /// read yet. It is served meanwhile as before.
+    fn break_off(&mut self, error: RelayError) {
+        log::debug!("waiting for the stub's last words: {error}");
+        self.broken.get_or_insert(error);
+        self.moved = Instant::now();
     }
 
     /// Waits for the stream, the stub or an interrupt; tells whether the relay can fill and drain.
@@ -190,10 +199,10 @@ impl Receiving<'_> {
 
     /// A stub that claims to be done before it had END is not believed: libxl would read on inside the stream.
     fn complete(&mut self, outcome: Outcome) -> Result<Outcome, Error> {
-        if self.relay.is_done() {
-            return Ok(outcome);
+        match self.broken {
+            None if self.relay.is_done() => Ok(outcome),
+            broken => Err(broken.unwrap_or(RelayError::Early(self.relay.place())).into()),
         }
-        Err(RelayError::Early(self.relay.place()).into())
     }
 
     fn show(&mut self, progress: Progress) {
@@ -207,22 +216,6 @@ impl Receiving<'_> {
             self.percent = percent;
             // A libxl that is gone shows as a hang-up.
             let _ = self.request.libxl.progress("Memory", progress.nr_pages.min(total), total);
-        }
-    }
-
-    /// The relay broke: lets the stub say why, since it often knows more, and tells it to give up otherwise.
-    fn explain(&mut self, error: RelayError) -> Error {
-        let host = &self.request.host;
-        if !matches!(error, RelayError::Sink { .. }) {
-            log::debug!("telling the stub to give up: {error}");
-            // It is destroyed anyway.
-            let _ = self.channel.send(host, &ToStub::Abort);
-            let _ = self.channel.wait(host, LAST_WORDS, "Failed", |_| None::<()>);
-            return error.into();
-        }
-        match self.channel.wait(host, LAST_WORDS, "Failed", |_| None::<()>) {
-            Err(ControlError::Silent { .. }) | Ok(()) => error.into(),
-            Err(said) => self.with_refusal(said),
         }
     }
 
@@ -240,14 +233,17 @@ impl Receiving<'_> {
     fn check_stall(&mut self) -> Result<(), Error> {
         let nr_waiting = self.relay.nr_waiting();
         let delivered = self.relay.place().offset - nr_waiting as u64;
-        let owes = nr_waiting > 0 || self.relay.is_done();
+        let owes = nr_waiting > 0 || self.relay.is_done() || self.broken.is_some();
         if !owes || delivered > self.delivered {
             self.moved = Instant::now();
             self.delivered = delivered;
         }
-        let waited = self.request.conf.stall_timeout;
+        let waited = self.broken.map_or(self.request.conf.stall_timeout, |_| LAST_WORDS);
         if self.moved.elapsed() < waited {
             return Ok(());
+        }
+        if let Some(error) = self.broken {
+            return Err(error.into());
         }
         let expected =
             if self.relay.is_done() { "Restored after END" } else { "it to take more of the stream" };

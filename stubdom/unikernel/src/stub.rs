@@ -70,8 +70,6 @@ enum CommandError {
     Ring(vchan::Error),
     /// The reception.
     Receive(ReceiveError),
-    /// stubctl asked to give up.
-    Aborted,
     /// A command that makes no sense now.
     Unexpected(ToStub),
     /// The other end speaks another version.
@@ -87,7 +85,6 @@ impl fmt::Display for CommandError {
             Self::Window(error) => write!(f, "no window onto the target: {error:?}"),
             Self::Ring(error) => write!(f, "no ring for the stream: {error:?}"),
             Self::Receive(error) => error.fmt(f),
-            Self::Aborted => f.write_str("given up on request"),
             Self::Unexpected(command) => write!(f, "expected another command than {command:?} now"),
             Self::Version(got) => write!(f, "expected control protocol version {VERSION}, got {got}"),
         }
@@ -357,7 +354,6 @@ impl Stub {
                 }
                 None => Err(CommandError::Unpaired),
             },
-            ToStub::Abort => Err(CommandError::Aborted),
             ToStub::Shutdown => life::end("stubctl asks for it"),
             ToStub::Panic => panic!("stubctl asked for a panic"),
             ToStub::Answer { .. } | ToStub::Reserve(_) => Err(CommandError::Unexpected(command)),

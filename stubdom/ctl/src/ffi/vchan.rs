@@ -6,6 +6,8 @@
 
 mod out_ring;
 
+#[cfg(test)]
+pub(crate) use out_ring::tests as out_ring_tests;
 pub(crate) use out_ring::{Nonsense, OutRing};
 
 use std::ffi::{CString, c_char, c_int, c_void};

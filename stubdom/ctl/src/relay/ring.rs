@@ -14,10 +14,41 @@ use xen_front::types::Domid;
 /// The part of the ring that is read at once: a fourth, so that the stub works on one part while the next is read.
 const NR_PARTS: usize = 4;
 
+/// A vchan without its bytes: events both ways, and whether the server is still there. Dropped, it tells the server that
+/// the client has closed its end.
+pub(super) trait Line {
+    /// Readable when the server signalled; then call [`Line::acknowledge`].
+    fn fd(&self) -> BorrowedFd<'_>;
+    /// Takes the pending signal away.
+    fn acknowledge(&self);
+    /// Sends the server an event.
+    fn notify(&self);
+    /// Whether the server is still there.
+    fn is_open(&self) -> bool;
+}
+
+impl Line for Vchan {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fd()
+    }
+
+    fn acknowledge(&self) {
+        self.acknowledge();
+    }
+
+    fn notify(&self) {
+        self.notify();
+    }
+
+    fn is_open(&self) -> bool {
+        self.is_open()
+    }
+}
+
 /// The ring, and the vchan that it belongs to.
 pub(crate) struct Ring {
     out: OutRing,
-    vchan: Vchan,
+    line: Box<dyn Line>,
     /// The stub may wait for bytes that it has not been told of.
     untold: bool,
 }
@@ -30,9 +61,14 @@ impl Ring {
     pub(crate) fn connect(stub: Domid, token: &[u8; control::TOKEN_BYTES]) -> Result<Self, RelayError> {
         let path = format!("/local/domain/{}/{}", stub.raw(), control::STREAM_VCHAN_PATH);
         let vchan = Vchan::connect(stub, &path).map_err(RelayError::Ring)?;
-        let mut ring = Self { out: vchan.out_ring(), vchan, untold: false };
+        let mut ring = Self::over(vchan.out_ring(), Box::new(vchan));
         ring.put(token).map_err(|error| RelayError::Ring(error.raw_os_error().unwrap_or(libc::EIO)))?;
         Ok(ring)
+    }
+
+    /// Takes an open ring and its vchan.
+    pub(super) fn over(out: OutRing, line: Box<dyn Line>) -> Self {
+        Self { out, line, untold: false }
     }
 
     /// Whether a part of the ring is free; asks for an event if not.
@@ -45,7 +81,7 @@ impl Ring {
     }
 
     pub(super) fn signalled(&self) -> Polled<'_> {
-        Polled::readable(self.vchan.fd())
+        Polled::readable(self.line.fd())
     }
 
     /// Bytes that the stub has not taken; all of the ring if its index makes no sense, which stops the relay.
@@ -80,18 +116,18 @@ impl Ring {
     /// # Errors
     /// The stub has closed the ring, or writes nonsense into it.
     pub(super) fn acknowledge(&mut self) -> io::Result<()> {
-        self.vchan.acknowledge();
+        self.line.acknowledge();
         if self.out.nr_waiting() == Err(Nonsense) {
             return Err(ErrorKind::InvalidData.into());
         }
-        if self.vchan.is_open() { Ok(()) } else { Err(ErrorKind::BrokenPipe.into()) }
+        if self.line.is_open() { Ok(()) } else { Err(ErrorKind::BrokenPipe.into()) }
     }
 
     /// Tells the stub of new bytes, if it asked.
     pub(super) fn tell(&mut self) {
         self.untold = false;
         if self.out.take_wish() {
-            self.vchan.notify();
+            self.line.notify();
         }
     }
 

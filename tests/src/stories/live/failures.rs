@@ -120,7 +120,7 @@ pub(super) const CASES: &[Case] = &[
         "sender killed in memory",
         "memory",
         "kill -9 $(ps -o pid,args | awk '$2 ~ /xl$/ && / migrate -s/ { print $1 }')",
-        "the stream ends at",
+        "expected more up to the END record",
     ),
     stays_by_tcp("connection cut in memory", "ss -K dport = 8002", "expected more up to the END record"),
     // The stub loses its connection or stubctl its patience, whichever comes first.

@@ -152,22 +152,21 @@ impl OutRing {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::io::Write;
     use std::os::fd::AsFd;
 
-    const RING_BYTES: u32 = 4096;
+    pub(crate) const RING_BYTES: u32 = 4096;
 
-    /// A ring and what its server sees.
-    struct Pair {
-        ring: OutRing,
+    /// What the server of a ring sees.
+    pub(crate) struct Far {
         page: &'static VchanInterface,
         buffer: *mut u8,
     }
 
-    /// Both mappings leak: a test's few pages.
-    fn pair(prod: u32) -> Pair {
+    /// An empty ring and its server. Both mappings leak: a test's few pages.
+    pub(crate) fn pair(prod: u32) -> (OutRing, Far) {
         let side = || RingShared { cons: AtomicU32::new(prod), prod: AtomicU32::new(prod) };
         let page = Box::leak(Box::new(VchanInterface {
             left: side(),
@@ -184,12 +183,12 @@ mod tests {
         // SAFETY: both are leaked memory of these sizes.
         let ring = unsafe { OutRing::new(page, buffer, RING_BYTES) };
         // SAFETY: leaked above; all that is written behind it is atomic.
-        Pair { ring, page: unsafe { &*page }, buffer }
+        (ring, Far { page: unsafe { &*page }, buffer })
     }
 
-    impl Pair {
+    impl Far {
         /// Takes what the indices say is there, as the server would.
-        fn take(&self) -> Vec<u8> {
+        pub(crate) fn take(&self) -> Vec<u8> {
             let (cons, prod) =
                 (self.page.left.cons.load(Ordering::SeqCst), self.page.left.prod.load(Ordering::SeqCst));
             let at = |index: u32| self.buffer.wrapping_add((index % RING_BYTES) as usize);
@@ -203,44 +202,44 @@ mod tests {
 
     #[test]
     fn bytes_read_from_a_file_go_round_the_ring_and_the_indices_round_their_type() {
-        let mut pair = pair(u32::MAX - 5000);
+        let (mut ring, far) = pair(u32::MAX - 5000);
         for round in 0..20_u8 {
             let sent: Vec<u8> = (0..3000_u32).map(|i| (i / 9).to_le_bytes()[0] ^ round).collect();
             let (reader, mut writer) = io::pipe().unwrap();
             writer.write_all(&sent).unwrap();
-            assert_eq!(pair.ring.write(&sent[..8]).unwrap(), 8);
-            assert_eq!(pair.ring.read_from(reader.as_fd(), 4000).unwrap(), 3000);
-            assert_eq!(pair.ring.nr_waiting(), Ok(3008));
-            assert!(pair.take() == [&sent[..8], &sent].concat());
+            assert_eq!(ring.write(&sent[..8]).unwrap(), 8);
+            assert_eq!(ring.read_from(reader.as_fd(), 4000).unwrap(), 3000);
+            assert_eq!(ring.nr_waiting(), Ok(3008));
+            assert!(far.take() == [&sent[..8], &sent].concat());
         }
     }
 
     #[test]
     fn a_full_ring_takes_no_more() {
-        let mut pair = pair(77);
-        assert_eq!(pair.ring.write(&[7; 5000]).unwrap(), 4096);
-        assert_eq!(pair.ring.write(b"x").unwrap(), 0);
-        assert_eq!(pair.take(), [7; 4096]);
+        let (mut ring, far) = pair(77);
+        assert_eq!(ring.write(&[7; 5000]).unwrap(), 4096);
+        assert_eq!(ring.write(b"x").unwrap(), 0);
+        assert_eq!(far.take(), [7; 4096]);
     }
 
     #[test]
     fn the_server_hears_of_new_bytes_once_for_each_wish() {
-        let mut pair = pair(0);
-        pair.ring.write(b"x").unwrap();
-        assert!(pair.ring.take_wish());
-        assert!(!pair.ring.take_wish());
-        pair.ring.request_event();
-        assert_eq!(pair.page.srv_notify.load(Ordering::SeqCst), VCHAN_NOTIFY_READ);
+        let (mut ring, far) = pair(0);
+        ring.write(b"x").unwrap();
+        assert!(ring.take_wish());
+        assert!(!ring.take_wish());
+        ring.request_event();
+        assert_eq!(far.page.srv_notify.load(Ordering::SeqCst), VCHAN_NOTIFY_READ);
     }
 
     #[test]
     fn an_index_that_makes_no_sense_is_refused() {
-        let mut pair = pair(100);
-        pair.page.left.cons.store(101, Ordering::SeqCst);
-        assert_eq!(pair.ring.nr_waiting(), Err(Nonsense));
-        assert!(pair.ring.write(b"x").is_err());
-        pair.page.left.prod.store(0, Ordering::SeqCst);
-        pair.page.left.cons.store(100, Ordering::SeqCst);
-        assert_eq!(pair.ring.write(b"x").unwrap(), 1, "our own index is believed");
+        let (mut ring, far) = pair(100);
+        far.page.left.cons.store(101, Ordering::SeqCst);
+        assert_eq!(ring.nr_waiting(), Err(Nonsense));
+        assert!(ring.write(b"x").is_err());
+        far.page.left.prod.store(0, Ordering::SeqCst);
+        far.page.left.cons.store(100, Ordering::SeqCst);
+        assert_eq!(ring.write(b"x").unwrap(), 1, "our own index is believed");
     }
 }
