@@ -5,7 +5,7 @@
 
 use crate::ffi::sys::{self, Polled};
 use crate::ffi::vchan::Vchan;
-use crate::ffi::xenctrl::XenError;
+use crate::ffi::xenctrl::{DomainInfo, XenError};
 use crate::ffi::xenstore::StoreError;
 use crate::host::Host;
 use crate::interrupt::Stop;
@@ -23,6 +23,39 @@ pub(crate) const HEARTBEAT: Duration = Duration::from_millis(500);
 /// One byte of it stands for each stub's channel.
 const LOCK_FILE: &str = "/run/stubctl.lock";
 
+/// How a stub's domain ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It crashed.
+    Crashed,
+    /// It shut itself down.
+    ShutDown,
+    /// It is gone, or going: xl, which clears a crashed stub away, may have been quicker than our look.
+    Gone,
+}
+
+impl End {
+    /// `None`: the domain lives.
+    fn of(info: Option<&DomainInfo>) -> Option<Self> {
+        match info {
+            Some(info) if info.crashed => Some(Self::Crashed),
+            Some(info) if info.dying => Some(Self::Gone),
+            Some(info) => info.shutdown.then_some(Self::ShutDown),
+            None => Some(Self::Gone),
+        }
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Crashed => "crashed",
+            Self::ShutDown => "has shut down",
+            Self::Gone => "crashed or was destroyed",
+        })
+    }
+}
+
 /// What ended a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ControlError {
@@ -39,8 +72,8 @@ pub(crate) enum ControlError {
     Dead {
         /// Which domain.
         stub: Domid,
-        /// Whether it crashed.
-        crashed: bool,
+        /// How it ended.
+        end: End,
     },
     /// Another stubctl talks to the stub.
     Busy(Domid),
@@ -79,9 +112,8 @@ impl fmt::Display for ControlError {
             Self::Silent { expected, waited } => {
                 write!(f, "the stub did not answer within {} s, expected {expected}", waited.as_secs())
             }
-            Self::Dead { stub, crashed } => {
-                let how = if *crashed { "crashed" } else { "ended" };
-                write!(f, "the stub {stub} {how}: its last words are in xenconsoled's log of its console")
+            Self::Dead { stub, end } => {
+                write!(f, "the stub {stub} {end}: its last words are in xenconsoled's log of its console")
             }
             Self::Busy(stub) => {
                 write!(
@@ -334,9 +366,9 @@ fn lock(stub: Domid) -> Result<File, ControlError> {
 
 /// Fails when the domain is gone, dying or shut down.
 fn check_alive(host: &Host, stub: Domid) -> Result<(), ControlError> {
-    match host.xen.domain_info(stub)? {
-        Some(info) if !info.dying && !info.shutdown => Ok(()),
-        info => Err(ControlError::Dead { stub, crashed: info.is_some_and(|info| info.crashed) }),
+    match End::of(host.xen.domain_info(stub)?.as_ref()) {
+        None => Ok(()),
+        Some(end) => Err(ControlError::Dead { stub, end }),
     }
 }
 
@@ -380,9 +412,36 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use xen_front::types::Mfn;
 
     #[test]
     fn a_stubs_words_cannot_move_the_cursor() {
         assert_eq!(one_line("bad\x1b[2J\nrecord"), "bad [2J record");
+    }
+
+    #[test]
+    fn a_stub_that_is_gone_is_not_said_to_have_ended_by_itself() {
+        let lives = DomainInfo {
+            hvm: false,
+            dying: false,
+            shutdown: false,
+            crashed: false,
+            suspended: false,
+            paused: false,
+            tot_pages: 0,
+            max_pages: 0,
+            shared_info: Mfn::new(0),
+            max_vcpu: 0,
+            cpu_ns: 0,
+        };
+        assert_eq!(End::of(Some(&lives)), None);
+        assert_eq!(End::of(None), Some(End::Gone));
+        assert_eq!(End::of(Some(&DomainInfo { dying: true, ..lives })), Some(End::Gone));
+        assert_eq!(End::of(Some(&DomainInfo { shutdown: true, ..lives })), Some(End::ShutDown));
+        let crashed = DomainInfo { shutdown: true, crashed: true, ..lives };
+        assert_eq!(End::of(Some(&crashed)), Some(End::Crashed));
+        assert_eq!(End::of(Some(&DomainInfo { dying: true, ..crashed })), Some(End::Crashed));
+        let text = ControlError::Dead { stub: Domid::new(7), end: End::Gone }.to_string();
+        assert!(text.starts_with("the stub d7 crashed or was destroyed: its last words are in"), "{text}");
     }
 }
