@@ -13,6 +13,7 @@ use crate::libxl::{self, Libxl};
 use crate::pair::PairError;
 use crate::{packaged, pair, restore};
 use std::ffi::OsString;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
@@ -84,10 +85,14 @@ pub(crate) fn main(arguments: &[OsString]) -> ExitCode {
         return passed_on_in_vain(&packaged::exec(arguments).into());
     }
     libxl::install_log();
-    match served(arguments.get(1..).unwrap_or_default()) {
+    let parsed = match RestoreArguments::parse(arguments.get(1..).unwrap_or_default()) {
+        Ok(parsed) => parsed,
+        Err(usage) => return refuse(&usage.into(), None),
+    };
+    match served(parsed) {
         Ok(Some(request)) => finish(&request),
         Ok(None) => passed_on_in_vain(&packaged::exec(arguments).into()),
-        Err(error) => refuse(&error),
+        Err(error) => refuse(&error, Some(parsed.target)),
     }
 }
 
@@ -108,8 +113,7 @@ pub(crate) struct Request {
 }
 
 /// Decides whether a stub serves this restore; `None`: the packaged helper does.
-fn served(arguments: &[OsString]) -> Result<Option<Request>, Error> {
-    let arguments = RestoreArguments::parse(arguments)?;
+fn served(arguments: RestoreArguments) -> Result<Option<Request>, Error> {
     if arguments.stream_type != XC_STREAM_PLAIN || !Path::new(DIRECTORY).is_dir() {
         return Ok(None);
     }
@@ -126,14 +130,16 @@ fn served(arguments: &[OsString]) -> Result<Option<Request>, Error> {
 /// Restores and tells libxl how it went.
 fn finish(request: &Request) -> ExitCode {
     let result = adopt(request).and_then(|stream| restore::run(request, stream));
-    let told = match result {
-        Ok((store, console)) => request.libxl.restored(store, console),
+    let told = match &result {
+        Ok((store, console)) => request.libxl.restored(*store, *console),
         Err(error) => {
             log::error!("{error}");
-            clean_up_for_a_dead_toolstack(request, &error);
             request.libxl.failed(error.errno())
         }
     };
+    if is_orphaned(result.as_ref().err(), &told) {
+        destroy(request.arguments.target);
+    }
     if told.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -147,21 +153,28 @@ fn adopt(request: &Request) -> Result<OwnedFd, Error> {
     Ok(sys::inherit(arguments.io_fd)?)
 }
 
+/// Whether nobody is left to complete or destroy the target: libxl has gone, or has not heard how the restore went. (The
+/// stream of a libxl that goes may end before anything else shows it; then the failure is the stream's.)
+fn is_orphaned(failure: Option<&Error>, told: &io::Result<()>) -> bool {
+    told.is_err() || failure.is_some_and(Error::is_parent_gone)
+}
+
 /// libxl destroys a target that it could not restore; when it is gone, nobody else does.
-fn clean_up_for_a_dead_toolstack(request: &Request, error: &Error) {
-    if error.is_parent_gone() {
-        // Nobody is left to read a message.
-        let _ = pair::xl(&["destroy", &request.arguments.target.raw().to_string()]);
-    }
+fn destroy(target: Domid) {
+    // Nobody is left to read a message.
+    let _ = pair::xl(&["destroy", &target.raw().to_string()]);
 }
 
 /// The restore cannot even begin: the same protocol says so.
-fn refuse(error: &Error) -> ExitCode {
+fn refuse(error: &Error, target: Option<Domid>) -> ExitCode {
     log::error!("{error}");
-    match Libxl::new(0).failed(error.errno()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => error.exit_code(),
+    let told = Libxl::new(0).failed(error.errno());
+    if let Some(target) = target
+        && is_orphaned(Some(error), &told)
+    {
+        destroy(target);
     }
+    if told.is_ok() { ExitCode::SUCCESS } else { error.exit_code() }
 }
 
 /// The packaged helper did not start; standard error is the one place left for both modes.
@@ -173,6 +186,9 @@ fn passed_on_in_vain(error: &Error) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::framing::Framing;
+    use crate::interrupt::Stop;
+    use crate::relay::RelayError;
 
     fn line(text: &str) -> Vec<OsString> {
         text.split(' ').map(OsString::from).collect()
@@ -202,6 +218,18 @@ mod tests {
         assert_eq!(error("7 -1 12 3 0 4 0 256"), Usage { expected: "stream_type", got: None });
         assert_eq!(error("7 -1 12 3 0 4 0 256 0 9").expected, "nothing more");
         assert_eq!(error("7 -1 70000 3 0 4 0 256 0").expected, "domid");
+    }
+
+    #[test]
+    fn a_target_is_orphaned_whenever_libxl_did_not_hear_the_result() {
+        let gone = || Err(io::ErrorKind::BrokenPipe.into());
+        let early = Error::Relay(RelayError::Ended(Framing::new().place()));
+        assert!(is_orphaned(Some(&early), &gone()), "the stream ended with libxl");
+        assert!(is_orphaned(None, &gone()), "complete, and nobody to let it run");
+        assert!(is_orphaned(Some(&Error::Stop(Stop::ParentGone)), &Ok(())));
+        assert!(!is_orphaned(Some(&early), &Ok(())));
+        assert!(!is_orphaned(Some(&Error::Stop(Stop::Signal)), &Ok(())), "libxl aborts and cleans up itself");
+        assert!(!is_orphaned(None, &Ok(())));
     }
 
     #[test]
