@@ -89,7 +89,7 @@ impl<'a> Stub<'a> {
         if conf.transport == Transport::Tcp {
             net::ensure_bridge(&conf.bridge)?;
         }
-        let name = format!("{}-stubdom-{}", settled_name(guest), target.raw());
+        let name = stub_name(guest, target);
         create(host, conf, &name)?;
         let domid = host.domid_of(&name)?.ok_or_else(|| PairError::Vanished(name.clone()))?;
         let stub = Self { host, name, target, domid, keep: false };
@@ -235,6 +235,14 @@ fn spawn_create(conf: &Conf, name: &str) -> std::io::Result<Child> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()
 }
 
+/// The name of a guest's stub. The guest's own came with its stream and becomes part of an xl config: what could end a
+/// string or a line there is made plain. The number keeps it apart from every other's.
+fn stub_name(guest: &str, target: Domid) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
+    let guest: String = settled_name(guest).chars().map(plain).collect();
+    format!("{guest}-stubdom-{}", target.raw())
+}
+
 /// What the stub's config cannot know.
 fn extra_settings(conf: &Conf, name: &str) -> Vec<String> {
     let memory = conf.memory_mib.map(|mib| format!("memory={mib}"));
@@ -291,6 +299,16 @@ mod tests {
         assert_eq!(extra_settings(&conf, "db-stubdom-7"), expected);
         let conf = Conf { memory_mib: None, transport: Transport::Tcp, ..conf };
         assert_eq!(extra_settings(&conf, "x"), ["name=\"x\"", "vif=[\"bridge=xenstub0\"]"]);
+    }
+
+    #[test]
+    fn a_guests_name_adds_no_setting_to_the_stubs_config() {
+        let name = |guest| stub_name(guest, Domid::new(7));
+        assert_eq!(name("db_1.old-x--incoming"), "db_1.old-x-stubdom-7");
+        assert_eq!(name("a\"\nkernel=\"/tmp/x"), "a__kernel___tmp_x-stubdom-7");
+        assert_eq!(name("tä'\\;#[]\0"), "t________-stubdom-7");
+        let settings = extra_settings(&Conf::default(), &name("x\"]\nvif=["));
+        assert_eq!(settings[0], "name=\"x___vif__-stubdom-7\"");
     }
 
     #[test]
