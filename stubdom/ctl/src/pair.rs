@@ -11,7 +11,7 @@ use crate::{net, xl_lock};
 use control::{Transport, nodes};
 use std::fmt;
 use std::io::Read;
-use std::net::Ipv6Addr;
+use std::net::SocketAddrV6;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -192,12 +192,13 @@ pub(crate) fn find(host: &Host, target: Domid) -> Result<Option<Domid>, Error> {
     Ok((agrees && lives).then_some(stub))
 }
 
-/// The address at which a stub takes streams, and the interface it is on.
-pub(crate) fn stream_address(host: &Host, conf: &Conf, stub: Domid) -> Result<(Ipv6Addr, u32), Error> {
+/// The address at which a stub takes streams.
+pub(crate) fn stream_address(host: &Host, conf: &Conf, stub: Domid) -> Result<SocketAddrV6, Error> {
     // The back end's copy of the MAC, which the stub cannot write.
     let node = format!("/local/domain/0/backend/vif/{}/0/mac", stub.raw());
     let mac = host.store.read(&node)?.unwrap_or_default();
-    Ok((net::link_local(&mac)?, net::interface_index(&conf.bridge)?))
+    let (address, scope) = (net::link_local(&mac)?, net::interface_index(&conf.bridge)?);
+    Ok(SocketAddrV6::new(address, control::STREAM_PORT, 0, scope))
 }
 
 /// Runs `xl create` with the guest's own name and network filled in. The stub runs at once: if this process is killed

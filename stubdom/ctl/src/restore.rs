@@ -80,7 +80,7 @@ fn receive(
     channel.wait(host, conf.stall_timeout, "Listening", |message| {
         matches!(message, FromStub::Listening).then_some(())
     })?;
-    let way = open_way(request, stub, &token)?;
+    let way = open_way(request, stub, &channel, &token)?;
     account.lap("connect");
     let relay = Relay::new(stream, way);
     let broker = Broker::new(&host.xen, arguments.target, request.libxl);
@@ -90,13 +90,22 @@ fn receive(
 }
 
 /// Opens the way to the stub, which listens, and opens the stream on it.
-fn open_way(request: &Request, stub: &Stub<'_>, token: &[u8; TOKEN_BYTES]) -> Result<Way, Error> {
+fn open_way(
+    request: &Request,
+    stub: &Stub<'_>,
+    channel: &ControlChannel,
+    token: &[u8; TOKEN_BYTES],
+) -> Result<Way, Error> {
     let Request { host, conf, .. } = request;
     match conf.transport {
         Transport::Ring => Ok(Way::Ring(Ring::connect(stub.domid, token)?)),
         Transport::Tcp => {
-            let (address, scope) = pair::stream_address(host, conf, stub.domid)?;
-            Ok(Way::Tcp(Tcp::connect(address, scope, token, conf.stall_timeout)?))
+            let address = pair::stream_address(host, conf, stub.domid)?;
+            let wait = |polled: &Polled<'_>, patience| {
+                host.interrupt.wait(&[polled], patience)?;
+                Ok::<_, Error>(channel.check_alive(host)?)
+            };
+            Ok(Way::Tcp(Tcp::connect(address, token, conf.stall_timeout, wait)?))
         }
     }
 }

@@ -1,9 +1,10 @@
-//! System calls that std does not offer: poll, splice, signalfd, record locks, pipe size.
+//! System calls that std does not offer: poll, splice, signalfd, record locks, pipe size, a connect that does not wait.
 #![allow(unsafe_code, reason = "libc declares system calls as unsafe functions")]
 
 use std::cell::Cell;
 use std::io;
 use std::mem;
+use std::net::{SocketAddrV6, TcpStream};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -81,6 +82,35 @@ pub(crate) fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, len: usize) -> io
     // SAFETY: both descriptors are borrowed and so open; null offsets mean each one's own position.
     let nr = unsafe { libc::splice(from, std::ptr::null_mut(), to, std::ptr::null_mut(), len, flags) };
     usize::try_from(nr).map_err(|_| io::Error::last_os_error())
+}
+
+/// Begins to connect a socket whose operations do not wait: it is writable when the attempt has ended, and
+/// `take_error` tells how.
+pub(crate) fn begin_to_connect(address: SocketAddrV6) -> io::Result<TcpStream> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: the call takes numbers.
+    let fd = unsafe { libc::socket(libc::AF_INET6, kind, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: socket gave a new open descriptor that nobody else owns.
+    let socket = unsafe { TcpStream::from_raw_fd(fd) };
+    let name = libc::sockaddr_in6 {
+        // PANIC: never; the family is 10.
+        sin6_family: libc::sa_family_t::try_from(libc::AF_INET6).expect("AF_INET6 is 10"),
+        sin6_port: address.port().to_be(),
+        sin6_flowinfo: address.flowinfo(),
+        sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
+        sin6_scope_id: address.scope_id(),
+    };
+    // PANIC: never; the structure has 28 bytes.
+    let len = libc::socklen_t::try_from(size_of_val(&name)).expect("a socket address is short");
+    // SAFETY: the socket is open; `name` is a sockaddr_in6 of `len` bytes that outlives the call.
+    if unsafe { libc::connect(fd, (&raw const name).cast(), len) } == 0 {
+        return Ok(socket);
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::EINPROGRESS) { Ok(socket) } else { Err(error) }
 }
 
 /// Reads once from a descriptor that this process does not own.

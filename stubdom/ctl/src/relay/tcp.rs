@@ -4,11 +4,11 @@
 //! whatever is in it is spliced to the socket.
 
 use super::RelayError;
+use crate::control_channel::HEARTBEAT;
 use crate::ffi::sys::{self, Polled};
 use std::io::{self, PipeReader, PipeWriter, Write};
-use std::net::{Ipv6Addr, SocketAddrV6, TcpStream};
+use std::net::{SocketAddrV6, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// How much the pipe may hold: the most that Linux gives without privilege.
@@ -33,23 +33,20 @@ pub(crate) struct Tcp {
 
 impl Tcp {
     /// Connects to the stub and opens the connection with its token. The stub serves one connection at a time and turns
-    /// strangers away: a refusal is tried again until `timeout` is over.
+    /// strangers away: a refusal is tried again until `timeout` is over. `wait` waits for a descriptor, at most so long.
     ///
     /// # Errors
-    /// [`RelayError::Connect`].
-    pub(crate) fn connect(
-        address: Ipv6Addr,
-        scope: u32,
+    /// [`RelayError::Connect`], or what `wait` ends with.
+    pub(crate) fn connect<E: From<RelayError>>(
+        address: SocketAddrV6,
         token: &[u8; control::TOKEN_BYTES],
         timeout: Duration,
-    ) -> Result<Self, RelayError> {
-        let error = |error: io::Error| RelayError::Connect { address, kind: error.kind() };
-        let socket_address = SocketAddrV6::new(address, control::STREAM_PORT, 0, scope);
-        let attempt = |left| TcpStream::connect_timeout(&socket_address.into(), left);
-        let mut socket = until_accepted(timeout, attempt).map_err(error)?;
-        socket.set_nodelay(true).map_err(error)?;
-        socket.write_all(token).map_err(error)?;
-        Self::over(socket).map_err(error)
+        mut wait: impl FnMut(&Polled<'_>, Duration) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let error = |error: io::Error| RelayError::Connect { address: *address.ip(), kind: error.kind() };
+        let mut socket = until_accepted(address, timeout, &mut wait)?.map_err(error)?;
+        let opened = socket.set_nodelay(true).and_then(|()| socket.write_all(token));
+        Ok(opened.and_then(|()| Self::over(socket)).map_err(error)?)
     }
 
     /// Takes an open connection.
@@ -116,20 +113,42 @@ impl Tcp {
     }
 }
 
-/// Tries again after a refusal. Each attempt is given what remains of `timeout`; the last refusal is the result.
-fn until_accepted<T>(timeout: Duration, mut attempt: impl FnMut(Duration) -> io::Result<T>) -> io::Result<T> {
+/// Tries again after a refusal, as long as `timeout` is not over; the last refusal is the result then.
+fn until_accepted<E>(
+    address: SocketAddrV6,
+    timeout: Duration,
+    wait: &mut impl FnMut(&Polled<'_>, Duration) -> Result<(), E>,
+) -> Result<io::Result<TcpStream>, E> {
     let deadline = Instant::now() + timeout;
-    let mut left = timeout;
     loop {
-        match attempt(left) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                thread::sleep(AGAIN.min(left));
-                left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    return Err(error);
-                }
-            }
-            outcome => return outcome,
+        let result = attempt(address, deadline, wait)?;
+        let is_refused = result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+        if !is_refused || Instant::now() >= deadline {
+            return Ok(result);
+        }
+        wait(&Polled::never(), AGAIN)?;
+    }
+}
+
+/// Tries once.
+fn attempt<E>(
+    address: SocketAddrV6,
+    deadline: Instant,
+    wait: &mut impl FnMut(&Polled<'_>, Duration) -> Result<(), E>,
+) -> Result<io::Result<TcpStream>, E> {
+    let socket = match sys::begin_to_connect(address) {
+        Ok(socket) => socket,
+        Err(error) => return Ok(Err(error)),
+    };
+    loop {
+        let ended = Polled::writable(socket.as_fd());
+        wait(&ended, deadline.saturating_duration_since(Instant::now()).min(HEARTBEAT))?;
+        if ended.is_ready() {
+            let result = socket.take_error().and_then(|error| error.map_or(Ok(()), Err));
+            return Ok(result.map(|()| socket));
+        }
+        if Instant::now() >= deadline {
+            return Ok(Err(io::ErrorKind::TimedOut.into()));
         }
     }
 }
@@ -137,27 +156,64 @@ fn until_accepted<T>(timeout: Duration, mut attempt: impl FnMut(Duration) -> io:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
+    use crate::interrupt::Stop;
+    use std::io::Read;
+    use std::net::{SocketAddr, TcpListener};
 
-    #[test]
-    fn each_attempt_to_connect_has_what_the_ones_before_have_left() {
-        let timeout = AGAIN * 3;
-        let mut given = Vec::new();
-        let refused: io::Result<()> = until_accepted(timeout, |left| {
-            given.push(left);
-            Err(io::ErrorKind::ConnectionRefused.into())
-        });
-        assert_eq!(refused.map_err(|error| error.kind()), Err(io::ErrorKind::ConnectionRefused));
-        assert_eq!(given.first(), Some(&timeout));
-        assert!(given.windows(2).all(|pair| pair[1] < pair[0] && !pair[1].is_zero()), "{given:?}");
+    fn listener() -> (TcpListener, SocketAddrV6) {
+        let listener = TcpListener::bind(("::1", 0)).unwrap();
+        let SocketAddr::V6(address) = listener.local_addr().unwrap() else { unreachable!("bound to ::1") };
+        (listener, address)
+    }
+
+    fn wait(polled: &Polled<'_>, patience: Duration) -> Result<(), Error> {
+        Ok(sys::poll(&[polled], patience)?)
     }
 
     #[test]
-    fn only_a_refusal_is_tried_again() {
-        let mut nr_attempts = 0;
-        let outcome = until_accepted(AGAIN, |_| {
-            nr_attempts += 1;
-            Err::<(), _>(io::ErrorKind::TimedOut.into())
+    fn a_connection_opens_with_the_token() {
+        let (listener, address) = listener();
+        let tcp = Tcp::connect(address, &[7; control::TOKEN_BYTES], HEARTBEAT, wait).unwrap();
+        drop(tcp);
+        let mut arrived = Vec::new();
+        listener.accept().unwrap().0.read_to_end(&mut arrived).unwrap();
+        assert_eq!(arrived, [7; control::TOKEN_BYTES]);
+    }
+
+    #[test]
+    fn a_refusal_is_tried_again_until_the_time_is_over() {
+        let (gone, address) = listener();
+        drop(gone);
+        let mut nr_waits = 0;
+        let result = Tcp::connect(address, &[7; control::TOKEN_BYTES], AGAIN * 3, |polled, patience| {
+            nr_waits += 1;
+            wait(polled, patience)
         });
-        assert_eq!((outcome.map_err(|error| error.kind()), nr_attempts), (Err(io::ErrorKind::TimedOut), 1));
+        let refused = RelayError::Connect { address: *address.ip(), kind: io::ErrorKind::ConnectionRefused };
+        assert!(matches!(result, Err(Error::Relay(error)) if error == refused));
+        assert!(nr_waits >= 2, "{nr_waits}");
+    }
+
+    #[test]
+    fn an_interrupt_ends_an_attempt_and_the_pause_after_a_refusal() {
+        let (gone, address) = listener();
+        drop(gone);
+        let (listener, listening) = self::listener();
+        for (address, nr_before) in [(listening, 0), (address, 0), (address, 1)] {
+            let mut left = nr_before;
+            let began = Instant::now();
+            let result =
+                Tcp::connect(address, &[7; control::TOKEN_BYTES], HEARTBEAT * 1000, |polled, patience| {
+                    if left == 0 {
+                        return Err(Error::Stop(Stop::ParentGone));
+                    }
+                    left -= 1;
+                    wait(polled, patience)
+                });
+            assert!(matches!(result, Err(Error::Stop(Stop::ParentGone))), "{nr_before} waits before");
+            assert!(began.elapsed() < HEARTBEAT * 100);
+        }
+        drop(listener);
     }
 }
