@@ -187,12 +187,43 @@ fn bytes_after_end_are_left_and_then_refused() {
 #[test]
 fn a_stream_that_stops_anywhere_is_an_error_that_leaves_no_frame_mapped() {
     let bytes = small_guest();
-    for len in (0..bytes.len()).step_by(50_021).chain([0, 1, 39, 40, bytes.len() - 1]) {
+    let boundaries = boundaries(&bytes);
+    // Three records before the memory, four of it, four behind: each one's start, and the end of the last.
+    assert_eq!((boundaries.len(), boundaries.last()), (12, Some(&bytes.len())));
+    let inside = boundaries.iter().flat_map(|at| [at - 1, at + 1]).filter(|len| *len < bytes.len());
+    let at_records = boundaries.iter().copied().filter(|len| *len < bytes.len());
+    for len in (0..bytes.len()).step_by(50_021).chain([0, 1, 24, 39]).chain(inside).chain(at_records) {
         let mut bench = Bench::new(1800);
         let error = bench.restore(&bytes[..len], 9000).expect_err("truncated");
         assert_eq!((error.fault, error.place.offset), (Fault::Truncated, len as u64));
         assert_eq!((bench.xen.nr_mapped(), bench.xen.nr_orphans()), (0, 0));
     }
+}
+
+/// Where records start, and where the last one ends, by the lengths in their headers.
+fn boundaries(bytes: &[u8]) -> Vec<usize> {
+    let next = |at: &usize| {
+        let length = bytes.get(at + 4..at + 8)?;
+        Some(at + 8 + u32::from_le_bytes(length.try_into().ok()?).next_multiple_of(8) as usize)
+    };
+    core::iter::successors(Some(crate::sample::HEADERS_BYTES), next).collect()
+}
+
+#[test]
+fn a_stream_of_version_2_restores_the_same_guest() {
+    let mut v3 = Bench::new(1800);
+    let expected = v3.restore(&small_guest(), 65_536).expect("sound");
+    // Version 2 has neither policies nor an end of the static data: its first other record is that end.
+    let mut writer = Writer::new(2);
+    writer.bytes.extend(&small_guest()[boundaries(&small_guest())[3]..]);
+    let mut v2 = Bench::new(1800);
+    let report = v2.restore(&writer.bytes, 1000).expect("sound");
+    assert_eq!((report.tally, report.target), (expected.tally, expected.target));
+    assert_eq!(v2.xen.ledger, v3.xen.ledger);
+    assert_eq!((&v2.xen.params, &v2.xen.grants), (&v3.xen.params, &v3.xen.grants));
+    assert!(v3.xen.gfns().all(|gfn| v2.xen.page(gfn) == v3.xen.page(gfn)));
+    assert_eq!(v2.dom0.static_data, Some(Missing { cpuid: true, msr: true }));
+    assert_eq!((v2.dom0.hvm_context, v2.dom0.tsc_info), (v3.dom0.hvm_context, v3.dom0.tsc_info));
 }
 
 #[test]
