@@ -42,6 +42,9 @@ pub const BLOB_CHUNK_BYTES: usize = 2048;
 /// Longest text in one message, in bytes; senders cut at a character boundary.
 pub const MAX_TEXT_BYTES: usize = 512;
 
+/// Most pages that [`Report::mismatches`] names.
+pub const MAX_MISMATCHES: usize = 4;
+
 /// What stubctl says to the stub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToStub {
@@ -331,6 +334,10 @@ pub struct Report {
     pub nr_pages_4k: u64,
     /// Pages given back: holes and what the stream never named.
     pub nr_given_back: u64,
+    /// Pages after VERIFY whose contents were not the stream's.
+    pub nr_mismatches: u64,
+    /// The first of them.
+    pub mismatches: [Option<Gfn>; MAX_MISMATCHES],
     /// Calls of each [`Hypercall`], by its index.
     pub nr_hypercalls: [u64; Hypercall::ALL.len()],
     /// Nanoseconds of processor time in each [`Stage`], by its index, Xen's own work in it included.

@@ -72,6 +72,9 @@ impl Account {
     /// Closes the account of a restore that succeeded.
     pub(crate) fn restored(&mut self, report: &Report) {
         self.lap(self.phase.map_or("waiting", Phase::as_str));
+        if let Some(text) = mismatches(report) {
+            log::warn!("{}: {text}", self.guest);
+        }
         log::info!("{}: {}", self.guest, summary(report, self.start.elapsed()));
         self.write(&self.json(Some(report), None));
     }
@@ -129,8 +132,22 @@ fn stub_json(report: &Report) -> Value {
         "superpages_2m": report.nr_superpages_2m,
         "pages_4k": report.nr_pages_4k,
         "given_back": report.nr_given_back,
+        "mismatches": report.nr_mismatches,
         "hypercalls": hypercalls,
         "cpu_seconds_by_stage": stages,
+    })
+}
+
+/// What a stream with VERIFY has shown to be wrong.
+fn mismatches(report: &Report) -> Option<String> {
+    let named: Vec<String> = report.mismatches.iter().flatten().map(Gfn::to_string).collect();
+    (report.nr_mismatches > 0).then(|| {
+        format!(
+            "expected the pages behind VERIFY to be as they were sent before, got {} that differ, first {}: do not trust \
+             this guest",
+            report.nr_mismatches,
+            named.join(" ")
+        )
     })
 }
 
@@ -173,6 +190,18 @@ mod tests {
         assert_eq!(value["superpages_2m"], 127);
         assert_eq!(value["hypercalls"]["mmu_update"], 65);
         assert_eq!(value["hypercalls"].as_object().unwrap().len(), Hypercall::ALL.len());
+    }
+
+    #[test]
+    fn pages_that_differ_are_told_by_number_and_name() {
+        let mut report = Report::default();
+        assert_eq!(mismatches(&report), None);
+        report.nr_mismatches = 11;
+        report.mismatches = core::array::from_fn(|nr| Some(Gfn::new(9 + nr as u64)));
+        let text = mismatches(&report).unwrap();
+        assert!(text.contains("got 11 that differ, first gfn:0x9 gfn:0xa "), "{text}");
+        assert!(text.contains(" gfn:0xc: "), "{text}");
+        assert_eq!(stub_json(&report)["mismatches"], 11);
     }
 
     #[test]

@@ -159,6 +159,8 @@ impl Reception {
             nr_superpages_2m: target.census.nr_2m,
             nr_pages_4k: target.census.nr_4k,
             nr_given_back: tally.nr_given_back,
+            nr_mismatches: tally.nr_mismatches,
+            mismatches: core::array::from_fn(|nr| tally.mismatches.get(nr).copied().flatten()),
             nr_hypercalls: self.calls(),
             stage_ns: self.stage_ns(xen),
         };
