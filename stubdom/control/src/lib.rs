@@ -12,8 +12,10 @@
 pub mod exchange;
 mod frame;
 pub mod nodes;
+mod pace;
 
 pub use frame::{Deframer, FrameError, encode};
+pub use pace::Pace;
 use serde::{Deserialize, Serialize};
 pub use xen_front::ledger::Hypercall;
 use xen_front::types::{Domid, Gfn, Mfn};

@@ -9,14 +9,14 @@ use crate::net::Net;
 use crate::ring::Ring;
 use crate::target::TargetXen;
 use alloc::boxed::Box;
-use control::{FromStub, Phase, Progress, Receive, Report, Stage, TOKEN_BYTES};
+use control::{FromStub, Pace, Phase, Progress, Receive, Report, Stage, TOKEN_BYTES};
 use core::fmt;
 use migration::engine::{Config, Service};
 use migration::restore::{self, Restore};
 use xen_front::ledger;
 use xen_front::types::{Gfn, Port};
 
-/// Least time between two progress messages, in nanoseconds.
+/// Least time between two progress messages of one phase, in nanoseconds.
 const PROGRESS_NS: u64 = 200_000_000;
 
 /// Why a reception ends without a target.
@@ -48,7 +48,7 @@ pub(crate) struct Reception {
     restore: Box<Restore>,
     calls_before: [u64; ledger::NR_KINDS],
     stages_before_ns: [u64; Stage::ALL.len()],
-    told: Option<((Phase, u32), u64)>,
+    pace: Pace,
 }
 
 impl Reception {
@@ -65,7 +65,14 @@ impl Reception {
         };
         let (calls_before, stages_before_ns) = (ledger::counts(), xen.stages.spent_ns());
         let restore = Box::new(Restore::new(config, xen).map_err(ReceiveError::Restore)?);
-        Ok(Self { token: order.token, nr_proven: 0, restore, calls_before, stages_before_ns, told: None })
+        Ok(Self {
+            token: order.token,
+            nr_proven: 0,
+            restore,
+            calls_before,
+            stages_before_ns,
+            pace: Pace::new(PROGRESS_NS),
+        })
     }
 
     /// Takes what the ring holds: page contents straight into frames, all else by way of its private buffer; returns how
@@ -172,16 +179,10 @@ impl Reception {
         Ok(Some(FromStub::Restored { store, console, report }))
     }
 
-    /// Returns how far it is, when that is worth a message: a new phase or pass, or a while after the last.
+    /// Returns how far it is, when that is worth a message: a new phase, or a while after the last.
     pub(crate) fn progress(&mut self, now_ns: u64) -> Option<Progress> {
         let progress = self.state();
-        let stage = (progress.phase, progress.pass);
-        let is_due = self.told.is_none_or(|(told, at)| told != stage || now_ns >= at + PROGRESS_NS);
-        if !is_due {
-            return None;
-        }
-        self.told = Some((stage, now_ns));
-        Some(progress)
+        self.pace.is_due(progress.phase, now_ns).then_some(progress)
     }
 
     /// Returns how far it is.

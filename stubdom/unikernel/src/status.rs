@@ -4,7 +4,7 @@
 //! guest stands still.
 
 use alloc::format;
-use control::{Phase, Progress, Report, nodes};
+use control::{Pace, Phase, Progress, Report, nodes};
 use xen_front::xenstore::{Error, Xenstore};
 
 /// Least time between two reports of progress in the same phase, in nanoseconds.
@@ -13,13 +13,12 @@ const INTERVAL_NS: u64 = 1_000_000_000;
 /// What stands in xenstore.
 pub(crate) struct Status {
     phase: Option<Phase>,
-    pass: u32,
-    shown_ns: u64,
+    pace: Pace,
 }
 
 impl Status {
     pub(crate) const fn new() -> Self {
-        Self { phase: None, pass: 0, shown_ns: 0 }
+        Self { phase: None, pace: Pace::new(INTERVAL_NS) }
     }
 
     /// Shows a phase.
@@ -30,12 +29,10 @@ impl Status {
         }
     }
 
-    /// Shows how far a reception is: at most once a second, and whenever another pass begins.
+    /// Shows how far a reception is: at most once a second, and whenever a phase is entered for the first time.
     pub(crate) fn progress(&mut self, store: &mut Xenstore, progress: &Progress, now_ns: u64) {
-        self.phase(store, progress.phase);
-        if progress.pass != self.pass || now_ns >= self.shown_ns + INTERVAL_NS {
-            self.shown_ns = now_ns;
-            self.pass = progress.pass;
+        if self.pace.is_due(progress.phase, now_ns) {
+            self.phase(store, progress.phase);
             show(store, progress.nr_bytes, progress.nr_pages);
             warn(store.post(nodes::PASS, &format!("{}", progress.pass)));
         }
