@@ -13,9 +13,11 @@ pub mod exchange;
 mod frame;
 pub mod nodes;
 mod pace;
+mod proof;
 
 pub use frame::{Deframer, FrameError, encode};
 pub use pace::Pace;
+pub use proof::{Proof, WrongToken};
 use serde::{Deserialize, Serialize};
 pub use xen_front::ledger::Hypercall;
 use xen_front::types::{Domid, Gfn, Mfn};

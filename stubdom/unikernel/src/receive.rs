@@ -9,7 +9,7 @@ use crate::net::Net;
 use crate::ring::Ring;
 use crate::target::TargetXen;
 use alloc::boxed::Box;
-use control::{FromStub, Pace, Phase, Progress, Receive, Report, Stage, TOKEN_BYTES};
+use control::{FromStub, Pace, Phase, Progress, Proof, Receive, Report, Stage, WrongToken};
 use core::fmt;
 use migration::engine::{Config, Service};
 use migration::restore::{self, Restore};
@@ -42,9 +42,7 @@ impl fmt::Display for ReceiveError {
 
 /// One reception under way.
 pub(crate) struct Reception {
-    token: [u8; TOKEN_BYTES],
-    /// Bytes of the token that have come and were right.
-    nr_proven: usize,
+    proof: Proof,
     restore: Box<Restore>,
     calls_before: [u64; ledger::NR_KINDS],
     stages_before_ns: [u64; Stage::ALL.len()],
@@ -65,14 +63,8 @@ impl Reception {
         };
         let (calls_before, stages_before_ns) = (ledger::counts(), xen.stages.spent_ns());
         let restore = Box::new(Restore::new(config, xen).map_err(ReceiveError::Restore)?);
-        Ok(Self {
-            token: order.token,
-            nr_proven: 0,
-            restore,
-            calls_before,
-            stages_before_ns,
-            pace: Pace::new(PROGRESS_NS),
-        })
+        let (proof, pace) = (Proof::new(order.token), Pace::new(PROGRESS_NS));
+        Ok(Self { proof, restore, calls_before, stages_before_ns, pace })
     }
 
     /// Takes what the ring holds: page contents straight into frames, all else by way of its private buffer; returns how
@@ -125,8 +117,8 @@ impl Reception {
     /// # Errors
     /// What ends the reception; [`ReceiveError::Intruder`] ends only the connection.
     fn take(&mut self, bytes: &[u8], xen: &mut TargetXen, link: &mut Link) -> Result<usize, ReceiveError> {
-        if self.nr_proven < TOKEN_BYTES {
-            return self.prove(bytes);
+        if !self.is_proven() {
+            return self.proof.take(bytes).map_err(|WrongToken| ReceiveError::Intruder);
         }
         if self.restore.report().is_some() && bytes.is_empty() {
             return Ok(0);
@@ -140,14 +132,19 @@ impl Reception {
     /// The stream is not complete.
     pub(crate) fn close(&mut self, xen: &mut TargetXen) -> Result<(), ReceiveError> {
         if !self.is_proven() {
-            return self.reject();
+            return Err(ReceiveError::Intruder);
         }
         self.restore.close(xen).map(drop).map_err(ReceiveError::Restore)
     }
 
     /// Tells whether the client is stubctl: the whole token has come.
     pub(crate) fn is_proven(&self) -> bool {
-        self.nr_proven == TOKEN_BYTES
+        self.proof.is_proven()
+    }
+
+    /// Forgets what an unproven client has sent.
+    pub(crate) fn forget_client(&mut self) {
+        self.proof.restart();
     }
 
     /// Returns what the reception came to, once it is complete.
@@ -189,7 +186,7 @@ impl Reception {
     pub(crate) fn state(&self) -> Progress {
         let tally = self.restore.tally();
         let phase = match tally.pass {
-            _ if self.nr_proven < TOKEN_BYTES => Phase::Listening,
+            _ if !self.is_proven() => Phase::Listening,
             _ if self.restore.is_finishing() => Phase::Finishing,
             0 => Phase::Opening,
             1 => Phase::Memory,
@@ -207,22 +204,5 @@ impl Reception {
     fn stage_ns(&self, xen: &TargetXen) -> [u64; Stage::ALL.len()] {
         let now = xen.stages.spent_ns();
         core::array::from_fn(|stage| now[stage] - self.stages_before_ns[stage])
-    }
-
-    /// Compares all of what has come with its part of the token, without stopping at the first difference.
-    fn prove(&mut self, bytes: &[u8]) -> Result<usize, ReceiveError> {
-        let nr_bytes = bytes.len().min(TOKEN_BYTES - self.nr_proven);
-        let expected = &self.token[self.nr_proven..self.nr_proven + nr_bytes];
-        let difference = expected.iter().zip(bytes).fold(0, |all, (a, b)| all | (a ^ b));
-        if difference != 0 {
-            self.reject()?;
-        }
-        self.nr_proven += nr_bytes;
-        Ok(nr_bytes)
-    }
-
-    fn reject(&mut self) -> Result<(), ReceiveError> {
-        self.nr_proven = 0;
-        Err(ReceiveError::Intruder)
     }
 }

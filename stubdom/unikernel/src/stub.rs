@@ -483,6 +483,9 @@ impl Stub {
     /// Drops a connection that is not stubctl's, and waits for the next.
     fn turn_away(&mut self, why: &str) {
         self.prove_by_ns = None;
+        if let Some(reception) = &mut self.reception {
+            reception.forget_client();
+        }
         match self.transport {
             Transport::Ring => log::warn!("dropped a client of the ring: {why}"),
             Transport::Tcp => match self.net.peer() {
@@ -517,6 +520,7 @@ impl Stub {
     }
 
     fn stop(&mut self) {
+        self.prove_by_ns = None;
         if self.reception.take().is_some() {
             self.hang_up();
         }
