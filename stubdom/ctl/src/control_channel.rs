@@ -3,14 +3,16 @@
 //! **Takes** messages for the stub. **Gives** messages of the stub. **Never** waits longer than it was told, nor on a
 //! stub that is dead, nor past an interrupt.
 
+mod error;
+
+pub(crate) use error::ControlError;
+
 use crate::ffi::sys::{self, Polled};
 use crate::ffi::vchan::Vchan;
-use crate::ffi::xenctrl::{DomainInfo, XenError};
-use crate::ffi::xenstore::StoreError;
 use crate::host::Host;
 use crate::interrupt::Stop;
-use control::{Deframer, FrameError, FromStub, LogLevel, MAX_MESSAGE_BYTES, ToStub};
-use std::fmt;
+use control::{Deframer, FromStub, LogLevel, MAX_MESSAGE_BYTES, ToStub};
+use error::End;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -22,154 +24,6 @@ pub(crate) const HEARTBEAT: Duration = Duration::from_millis(500);
 
 /// One byte of it stands for each stub's channel.
 const LOCK_FILE: &str = "/run/stubctl.lock";
-
-/// How a stub's domain ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
-    /// It crashed.
-    Crashed,
-    /// It shut itself down.
-    ShutDown,
-    /// It is gone, or going: xl, which clears a crashed stub away, may have been quicker than our look.
-    Gone,
-}
-
-impl End {
-    /// `None`: the domain lives.
-    fn of(info: Option<&DomainInfo>) -> Option<Self> {
-        match info {
-            Some(info) if info.crashed => Some(Self::Crashed),
-            Some(info) if info.dying => Some(Self::Gone),
-            Some(info) => info.shutdown.then_some(Self::ShutDown),
-            None => Some(Self::Gone),
-        }
-    }
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Crashed => "crashed",
-            Self::ShutDown => "has shut down",
-            Self::Gone => "crashed or was destroyed",
-        })
-    }
-}
-
-/// What ended a conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ControlError {
-    /// The stub reports that the command failed; its own words.
-    Failed(String),
-    /// No answer in time.
-    Silent {
-        /// What should have come.
-        expected: &'static str,
-        /// How long it was waited for.
-        waited: Duration,
-    },
-    /// The stub's domain is gone or has shut down.
-    Dead {
-        /// Which domain.
-        stub: Domid,
-        /// How it ended.
-        end: End,
-    },
-    /// Another stubctl talks to the stub.
-    Busy(Domid),
-    /// The lock file of the channels cannot be opened.
-    Lock(io::ErrorKind),
-    /// The stub closed the channel.
-    Closed,
-    /// The stub's bytes are no messages.
-    Frame(FrameError),
-    /// The stub is of another build.
-    Version {
-        /// Its protocol version.
-        stub: u16,
-    },
-    /// The stub has another target than it should.
-    OtherTarget {
-        /// The target it should have.
-        expected: Domid,
-        /// The target it has.
-        got: Domid,
-    },
-    /// libxenvchan cannot connect; positive errno.
-    Connect(i32),
-    /// Xenstore.
-    Store(StoreError),
-    /// The hypervisor.
-    Xen(XenError),
-    /// Not the stub's fault.
-    Stop(Stop),
-}
-
-impl fmt::Display for ControlError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Failed(text) => f.write_str(text),
-            Self::Silent { expected, waited } => {
-                write!(f, "the stub did not answer within {} s, expected {expected}", waited.as_secs())
-            }
-            Self::Dead { stub, end } => {
-                write!(f, "the stub {stub} {end}: its last words are in xenconsoled's log of its console")
-            }
-            Self::Busy(stub) => {
-                write!(
-                    f,
-                    "another stubctl talks to the stub {stub}: try again when it is done (stubctl status)"
-                )
-            }
-            Self::Lock(kind) => write!(f, "{LOCK_FILE}: {kind}"),
-            Self::Closed => write!(f, "the stub closed its control channel"),
-            Self::Frame(error) => write!(f, "the stub sent what is no message: {error}"),
-            Self::Version { stub } => {
-                let ours = control::VERSION;
-                write!(
-                    f,
-                    "the stub speaks control protocol {stub}, stubctl {ours}: install both of one build"
-                )
-            }
-            Self::OtherTarget { expected, got } => {
-                write!(f, "the stub serves {got}, expected it to serve {expected}")
-            }
-            Self::Connect(errno) => {
-                let reason = std::io::Error::from_raw_os_error(*errno);
-                write!(f, "cannot open the stub's control channel: {reason}")
-            }
-            Self::Store(error) => error.fmt(f),
-            Self::Xen(error) => error.fmt(f),
-            Self::Stop(stop) => stop.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for ControlError {}
-
-impl From<Stop> for ControlError {
-    fn from(stop: Stop) -> Self {
-        Self::Stop(stop)
-    }
-}
-
-impl From<FrameError> for ControlError {
-    fn from(error: FrameError) -> Self {
-        Self::Frame(error)
-    }
-}
-
-impl From<StoreError> for ControlError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
-impl From<XenError> for ControlError {
-    fn from(error: XenError) -> Self {
-        Self::Xen(error)
-    }
-}
 
 /// An open conversation.
 pub(crate) struct ControlChannel {
@@ -412,36 +266,9 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use xen_front::types::Mfn;
 
     #[test]
     fn a_stubs_words_cannot_move_the_cursor() {
         assert_eq!(one_line("bad\x1b[2J\nrecord"), "bad [2J record");
-    }
-
-    #[test]
-    fn a_stub_that_is_gone_is_not_said_to_have_ended_by_itself() {
-        let lives = DomainInfo {
-            hvm: false,
-            dying: false,
-            shutdown: false,
-            crashed: false,
-            suspended: false,
-            paused: false,
-            tot_pages: 0,
-            max_pages: 0,
-            shared_info: Mfn::new(0),
-            max_vcpu: 0,
-            cpu_ns: 0,
-        };
-        assert_eq!(End::of(Some(&lives)), None);
-        assert_eq!(End::of(None), Some(End::Gone));
-        assert_eq!(End::of(Some(&DomainInfo { dying: true, ..lives })), Some(End::Gone));
-        assert_eq!(End::of(Some(&DomainInfo { shutdown: true, ..lives })), Some(End::ShutDown));
-        let crashed = DomainInfo { shutdown: true, crashed: true, ..lives };
-        assert_eq!(End::of(Some(&crashed)), Some(End::Crashed));
-        assert_eq!(End::of(Some(&DomainInfo { dying: true, ..crashed })), Some(End::Crashed));
-        let text = ControlError::Dead { stub: Domid::new(7), end: End::Gone }.to_string();
-        assert!(text.starts_with("the stub d7 crashed or was destroyed: its last words are in"), "{text}");
     }
 }
