@@ -241,7 +241,8 @@ impl Receiving<'_> {
     /// The stub owes something while bytes wait for it or END has gone out; a slow source is not its fault.
     fn check_stall(&mut self) -> Result<(), Error> {
         let nr_waiting = self.relay.nr_waiting();
-        let delivered = self.relay.place().offset - nr_waiting as u64;
+        // The token waits before the first byte of the stream.
+        let delivered = self.relay.place().offset.saturating_sub(nr_waiting as u64);
         let owes = nr_waiting > 0 || self.relay.is_done() || self.broken.is_some();
         if !owes || delivered > self.delivered {
             self.moved = Instant::now();
