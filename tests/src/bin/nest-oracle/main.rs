@@ -5,7 +5,7 @@
 //!
 //! What a receiver may change is excepted by name: the rings of xenstore and console and the pages of the ioreq server,
 //! which the receiver clears and the toolstack and the device model then use (`tools/libs/guest/
-//! xg_sr_restore_x86_hvm.c`). That the guest has no frame which the stream did not name is checked too.
+//! xg_sr_restore_x86_hvm.c`). Frames that the stream does not name are not looked for: how many pages the guest owns tells.
 
 mod foreign;
 
@@ -130,15 +130,12 @@ fn judge(findings: &mut Findings, pfn: u64, expected: Option<Vec<u8>>, found: Op
     }
 }
 
-/// Each page that the stream names: where its last contents stand, none for a hole. A page that had contents once
-/// keeps them when the stream later calls it a hole: so does the packaged receiver.
+/// Each page that the stream names: where its last contents stand, none for a hole. The last word counts: a page that
+/// becomes a hole after its contents have come must be gone (the packaged receiver would keep it).
 fn last_versions(save: &SaveFile) -> Result<BTreeMap<u64, Option<u64>>> {
     let mut last = BTreeMap::new();
     for record in save.records.iter().filter(|record| record.kind == kind::PAGE_DATA) {
-        for page in save.pages(record)? {
-            let entry = last.entry(page.pfn()).or_insert(page.data);
-            *entry = page.data.or(*entry);
-        }
+        last.extend(save.pages(record)?.iter().map(|page| (page.pfn(), page.data)));
     }
     Ok(last)
 }
