@@ -12,8 +12,9 @@ use crate::error::{Doing, Error, Result};
 use crate::machine::{Machine, Options};
 use crate::place::Place;
 use crate::story::{Stage, THROUGH_STUB, Telling, Verdict, ensure};
-use crate::survey::Survey;
+use crate::survey::{MAX_LOST, Survey};
 use calls::Calls;
+use control::RegionKind;
 use serde_json::Value;
 use std::fmt::Display;
 use std::fs;
@@ -127,7 +128,22 @@ fn show(stage: &Stage, guest: &'static str, clock: &Clock) -> Telling<Seen> {
     let exchanged = exchange(stage, guest, clock)?;
     clock.say("goes on; shutting it down");
     stage.sh(&format!("xl shutdown -w {guest} && rm /var/lib/xen/save/{guest}"))?;
-    Ok(Seen { guest, fresh, save_s, stock, stub, stub_report, checksum, exchanged })
+    let seen = Seen { guest, fresh, save_s, stock, stub, stub_report, checksum, exchanged };
+    holds(&seen)?;
+    Ok(seen)
+}
+
+/// What the demonstration claims.
+fn holds(seen: &Seen) -> Telling {
+    for (how, restored) in [("stock xl", &seen.stock), ("the stub", &seen.stub)] {
+        let (before, after) = (&seen.checksum, &restored.checksum);
+        ensure(before == after, || format!("checksum {before}, restored by {how} {after}"))?;
+    }
+    let superpages = |survey: &Survey| survey.count(RegionKind::Superpage);
+    let (had, has) = (superpages(&seen.fresh), superpages(&seen.stub.survey));
+    ensure(had > 0 && has + MAX_LOST >= had, || {
+        format!("{had} superpages when fresh, {has} when restored through the stub")
+    })
 }
 
 /// Twice: traced, then timed without a trace.

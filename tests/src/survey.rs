@@ -5,6 +5,9 @@ use crate::story::{Stage, Telling};
 use control::RegionKind;
 use serde_json::Value;
 
+/// How many 2 MiB superpages fewer than the fresh guest's a restored one may have.
+pub const MAX_LOST: usize = 2;
+
 /// What each 2 MiB region of a guest is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Survey {
