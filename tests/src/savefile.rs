@@ -32,14 +32,20 @@ pub mod kind {
     pub const X86_PV_INFO: u32 = 2;
     /// The guest's time stamp counter.
     pub const X86_TSC_INFO: u32 = 8;
+    /// The guest's state as Xen saves it.
+    pub const HVM_CONTEXT: u32 = 9;
     /// HVM parameters: pairs of index and value.
     pub const HVM_PARAMS: u32 = 10;
+    /// From here on pages are compared, no longer written.
+    pub const VERIFY: u32 = 13;
     /// Remus: a checkpoint is complete.
     pub const CHECKPOINT: u32 = 14;
     /// No more static data.
     pub const STATIC_DATA_END: u32 = 16;
     /// The guest's CPUID policy.
     pub const X86_CPUID_POLICY: u32 = 17;
+    /// The guest's MSR policy.
+    pub const X86_MSR_POLICY: u32 = 18;
 }
 
 /// A record of the libxc stream.

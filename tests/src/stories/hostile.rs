@@ -1,13 +1,19 @@
 //! Bad input: one clear line, nothing left, and the next restore succeeds.
 
+mod told;
+
+use super::restore::restore_paused;
 use crate::machine::Options;
 use crate::soak::Chance;
 use crate::story::{Stage, Story, THROUGH_STUB, Telling, ensure};
+use crate::survey::Survey;
+use told::{DAMAGES, Told};
 
 /// One thing wrong in the stream.
 pub(super) const DAMAGED: Story = Story {
     name: "stub-damaged",
-    proves: "each kind of damage to the stream gives one clear line and an exit code, leaves no domain and no page",
+    proves: "each kind of damage to the stream gives one clear line and an exit code, leaves no domain and no page; the next \
+             restore succeeds; what only looks damaged (version 2, parameters first, VERIFY) arrives whole",
     options: Options::default,
     tell: damaged,
 };
@@ -24,76 +30,193 @@ pub(super) const CUT: Story = Story {
 const GUEST: &str = "pvh-128";
 const FILE: &str = "/var/lib/xen/save/pvh-128";
 const BAD: &str = "/var/lib/xen/save/bad";
+const CONF: &str = "/etc/xen/stubdom/pvh-128.conf";
 
-/// The one damage of nest-stream that is none: an optional record of an unknown type is to be skipped.
-const LEGAL: &str = "optional-record";
+/// A good stream comes after so many damaged ones.
+const NR_BETWEEN: usize = 8;
 
-/// The one damage that libxl finds itself: the save helper must not read a byte behind END.
-const LIBXLS: &str = "data-after-end";
+/// Damages by TCP: the most can go wrong between relay and stub where a length is wrong.
+const BY_TCP: [&str; 4] = ["garbage", "length-huge", "pfn-at-end", "end-body"];
 
 /// Cuts at bytes that this seed chooses, besides the chosen ones.
 const SEED: u64 = 2;
 const NR_RANDOM_CUTS: usize = 6;
 
-/// Makes the guest's file, restores it once, and gives Xen's free memory with no guest.
-fn prepare(stage: &Stage) -> Telling<u64> {
+/// How the stream offset that is told may lie to the damage's own: before, by what lies in front of it in its field;
+/// behind, by what is read before it shows (a page list, a record that is missed only at END).
+const TOLD_BEFORE: u64 = 24;
+const TOLD_BEHIND: u64 = 16 << 10;
+
+/// Makes the guest's file; gives how the guest was.
+fn prepare(stage: &Stage) -> Telling<Survey> {
     stage.create(GUEST)?;
+    let fresh = Survey::take(stage, GUEST)?;
     stage.sh(&format!("xl save {GUEST} {FILE}"))?;
-    good_restore(stage, FILE)?;
+    Ok(fresh)
+}
+
+/// A restore of the good file by a transport, with the witness; gives Xen's free memory with no guest.
+fn good_restore(stage: &Stage, transport: &str) -> Telling<u64> {
+    stage.sh(&format!(
+        "echo transport = {transport} >{CONF}
+         {THROUGH_STUB}xl restore {FILE} && ask-witness {GUEST} verify && xl destroy {GUEST}"
+    ))?;
+    stage.expect_alone()?;
     stage.settled_free_kib()
 }
 
-fn good_restore(stage: &Stage, file: &str) -> Telling {
-    stage.sh(&format!(
-        "{THROUGH_STUB}xl restore {file} && ask-witness {GUEST} verify && xl destroy {GUEST}"
-    ))?;
+fn damaged(stage: &Stage) -> Telling {
+    let fresh = prepare(stage)?;
+    let free = good_restore(stage, "ring")?;
+    let names = stage.sh("nest-stream damages")?;
+    let known: Vec<&str> = DAMAGES.iter().map(|(name, _)| *name).collect();
+    ensure(names.lines().eq(known.iter().copied()), || {
+        format!("expected the damages {known:?}, nest-stream has\n{names}")
+    })?;
+    for (number, (name, told)) in DAMAGES.iter().enumerate() {
+        damage(stage, name, *told, free, &fresh)?;
+        if (number + 1).is_multiple_of(NR_BETWEEN) {
+            arrives(stage, FILE, &fresh, fresh.nr_owned)?;
+        }
+    }
+    let free = good_restore(stage, "tcp")?;
+    for (name, told) in DAMAGES.iter().filter(|(name, _)| BY_TCP.contains(name)) {
+        damage(stage, name, *told, free, &fresh)?;
+    }
+    good_restore(stage, "tcp")?;
+    stage.sh(&format!("rm {CONF}")).map(drop)
+}
+
+/// Damages the file and restores it.
+fn damage(stage: &Stage, name: &str, told: Told, free: u64, fresh: &Survey) -> Telling {
+    let at = stage.sh(&format!("nest-stream damage {FILE} {BAD} {name}"))?;
+    match told {
+        Told::Refused(words) => {
+            let line = refused(stage, name)?;
+            ensure(is_told(&line, &at, words), || {
+                format!("{name}: expected the offset of the damage ({at}) and \"{words}\", got \"{line}\"")
+            })?;
+        }
+        Told::ByLibxl(words) => {
+            let said = fails(stage, name)?;
+            let nr_lines = said.lines().filter(|line| line.contains(words)).count();
+            ensure(nr_lines == 1 && own_lines(&said).is_empty(), || {
+                format!("{name}: expected one line of libxl with \"{words}\", got\n{said}")
+            })?;
+        }
+        Told::Restored => {
+            stage.say(name);
+            return arrives(stage, BAD, fresh, fresh.nr_owned);
+        }
+        Told::RestoredWithAHole => {
+            stage.say(name);
+            return arrives(stage, BAD, fresh, fresh.nr_owned - 1);
+        }
+    }
+    nothing_is_left(stage, free)
+}
+
+/// Whether a line tells the damage at an offset by these words.
+fn is_told(line: &str, at: &str, words: &str) -> bool {
+    let Some((offset, text)) = line.strip_prefix("stream offset ").and_then(|rest| rest.split_once(", "))
+    else {
+        return false;
+    };
+    let (Ok(told), Ok(at)) = (offset.parse::<u64>(), at.parse::<u64>()) else { return false };
+    (at.saturating_sub(TOLD_BEFORE)..=at + TOLD_BEHIND).contains(&told) && told::matches(text, words)
+}
+
+/// The stream is restored as it is; a guest that has all its pages runs on.
+fn arrives(stage: &Stage, file: &str, fresh: &Survey, nr_owned: u64) -> Telling {
+    restore_paused(stage, GUEST, file)?;
+    let now = Survey::take(stage, GUEST)?;
+    ensure(now.nr_owned == nr_owned, || {
+        format!("{} pages owned, expected {nr_owned} ({} when fresh)", now.nr_owned, fresh.nr_owned)
+    })?;
+    if nr_owned == fresh.nr_owned && file == BAD {
+        stage.sh(&format!("xl unpause {GUEST} && ask-witness {GUEST} verify"))?;
+    }
+    stage.sh(&format!("xl destroy {GUEST}"))?;
     stage.expect_alone()
 }
 
-fn damaged(stage: &Stage) -> Telling {
-    let free = prepare(stage)?;
-    for damage in stage.sh("nest-stream damages")?.lines() {
-        stage.sh(&format!("nest-stream damage {FILE} {BAD} {damage}"))?;
-        if damage == LEGAL {
-            good_restore(stage, BAD)?;
-        } else {
-            expect_refusal(stage, damage, free)?;
-        }
-    }
-    good_restore(stage, FILE)
-}
-
 fn cut(stage: &Stage) -> Telling {
-    let free = prepare(stage)?;
-    let info = stage.sh(&format!("nest-stream info {FILE}"))?;
-    let nr_records = info.lines().count();
-    let last = info.lines().next_back().unwrap_or_default();
-    let end = last.split("offset=").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok()).unwrap_or(0);
-    ensure(nr_records > 8 && end > 0, || format!("no list of records in {FILE}:\n{info}"))?;
+    prepare(stage)?;
+    let free = good_restore(stage, "ring")?;
+    let info = stage.sh(&format!("nest-stream info {FILE} | sed 's/.*offset=\\([0-9]*\\) .*/\\1/'"))?;
+    let records: Result<Vec<usize>, _> = info.lines().map(str::parse).collect();
+    let records = records.unwrap_or_default();
+    let nr_records = records.len();
+    let end = records.last().copied().unwrap_or_default();
+    ensure(nr_records > 8, || format!("no list of records in {FILE}:\n{info}"))?;
     // Records in the middle are all PAGE_DATA: the boundaries at both ends differ, one in the middle stands for the rest.
-    let records = (0..6).chain([nr_records / 2]).chain(nr_records - 4..nr_records);
-    let at_records = records.map(|number| format!("--record {number}"));
+    let at_records =
+        (0..6).chain([nr_records / 2]).chain(nr_records - 4..nr_records).map(|number| records[number]);
     let mut chance = Chance::new(SEED);
     let random: Vec<usize> = (0..NR_RANDOM_CUTS).map(|_| chance.below(end)).collect();
     let at_bytes = [1, 11, 24, 39, 41, 47, 1300, 1325, 9000, 4_000_001].into_iter().chain(random);
-    let at_bytes = at_bytes.map(|byte| format!("--byte {byte}"));
-    for place in at_records.chain(at_bytes) {
-        stage.sh(&format!("nest-stream truncate {FILE} {BAD} {place}"))?;
-        expect_refusal(stage, &place, free)?;
+    for offset in at_records.chain(at_bytes) {
+        expect_cut(stage, offset, free)?;
     }
-    good_restore(stage, FILE)
+    let free = good_restore(stage, "tcp")?;
+    for offset in [39, records[nr_records / 2], 4_000_001, end] {
+        expect_cut(stage, offset, free)?;
+    }
+    good_restore(stage, "tcp")?;
+    stage.sh(&format!("rm {CONF}")).map(drop)
 }
 
-/// The restore fails in a way that tells what and where, and everything is as before.
-fn expect_refusal(stage: &Stage, what: &str, free: u64) -> Telling {
+/// The stream ends after so many bytes, and the stub says so.
+fn expect_cut(stage: &Stage, offset: usize, free: u64) -> Telling {
+    stage.sh(&format!("nest-stream truncate {FILE} {BAD} {offset}"))?;
+    let what = format!("cut at {offset}");
+    let line = refused(stage, &what)?;
+    let words =
+        format!("stream offset {offset}, *: expected more up to the END record, got the end of the stream");
+    ensure(told::matches(&line, &words), || format!("{what}: expected \"{words}\", got \"{line}\""))?;
+    nothing_is_left(stage, free)
+}
+
+/// The restore fails with one line of stubctl; gives what it says.
+fn refused(stage: &Stage, what: &str) -> Telling<String> {
+    let said = fails(stage, what)?;
+    let lines = own_lines(&said);
+    let [line] = lines[..] else {
+        return ensure(false, || format!("{what}: expected one error line of stubctl, got\n{said}"))
+            .map(|()| String::new());
+    };
+    stage.say(format!("{what}: {line}"));
+    Ok(line.to_owned())
+}
+
+/// What stubctl says is wrong.
+fn own_lines(said: &str) -> Vec<&str> {
+    said.lines().filter_map(|line| line.strip_prefix("stubctl: error: ")).collect()
+}
+
+/// The restore fails in time; gives all that was said.
+fn fails(stage: &Stage, what: &str) -> Telling<String> {
     let outcome = stage.run(&format!("{THROUGH_STUB}timeout 60 xl restore {BAD}"))?;
     ensure(outcome.code != 0, || format!("{what}: xl restore succeeded"))?;
     ensure(outcome.code != 124, || format!("{what}: xl restore did not end:\n{}", outcome.text))?;
-    let words: &[&str] = if what == LIBXLS { &["Unrecognised record"] } else { &["expected", "ended"] };
-    let told = outcome.text.lines().find(|line| words.iter().any(|word| line.contains(word)));
-    let line =
-        told.ok_or_else(|| crate::story::Stop::Failure(format!("{what}: no clear line:\n{}", outcome.text)))?;
-    stage.say(format!("{what}: {line}"));
+    Ok(outcome.text)
+}
+
+fn nothing_is_left(stage: &Stage, free: u64) -> Telling {
     stage.expect_alone()?;
     stage.expect_free(free)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damage_is_told_by_its_place_and_its_words() {
+        let line = "stream offset 12, header: expected version 2 or 3, got 9";
+        assert!(is_told(line, "12", "header: expected version 2 or 3, got 9"));
+        assert!(!is_told(line, "40000", "header: expected version"));
+        assert!(!is_told(line, "12", "header: expected version 2 or 3, got 1"));
+        assert!(!is_told("the stub d9 ended: its last words are in a log", "12", "*"));
+    }
 }

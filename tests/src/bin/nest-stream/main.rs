@@ -3,6 +3,7 @@
 
 mod damage;
 mod reorder;
+mod splice;
 
 use clap::{Parser, Subcommand};
 use damage::Damage;
@@ -38,20 +39,16 @@ enum Action {
         #[command(flatten)]
         order: Order,
     },
-    /// Cuts the file before a libxc record, or after a number of bytes of the libxc stream.
+    /// Cuts the file after a number of bytes of the libxc stream.
     Truncate {
         /// The save file.
         file: PathBuf,
         /// What to write.
         out: PathBuf,
-        /// Number of the first record to leave out, as `info` shows it.
-        #[arg(long, conflicts_with = "byte", required_unless_present = "byte")]
-        record: Option<usize>,
         /// Bytes of the libxc stream to keep.
-        #[arg(long)]
-        byte: Option<u64>,
+        nr_bytes: u64,
     },
-    /// Damages one thing.
+    /// Damages one thing, and prints the offset of the damage in the libxc stream.
     Damage {
         /// The save file.
         file: PathBuf,
@@ -78,8 +75,11 @@ fn act(action: Action) -> Result<()> {
     match action {
         Action::Info { file } => info(&SaveFile::open(&file)?),
         Action::Reorder { file, out, order } => reorder::write(&SaveFile::open(&file)?, &order, &out),
-        Action::Truncate { file, out, record, byte } => truncate(&SaveFile::open(&file)?, record, byte, &out),
-        Action::Damage { file, out, damage } => damage::write(&SaveFile::open(&file)?, damage, &out),
+        Action::Truncate { file, out, nr_bytes } => truncate(&SaveFile::open(&file)?, nr_bytes, &out),
+        Action::Damage { file, out, damage } => {
+            println!("{}", damage::write(&SaveFile::open(&file)?, damage, &out)?);
+            Ok(())
+        }
         Action::Damages => {
             damage::names().for_each(|name| println!("{name}"));
             Ok(())
@@ -101,12 +101,9 @@ fn info(save: &SaveFile) -> Result<()> {
     Ok(())
 }
 
-fn truncate(save: &SaveFile, record: Option<usize>, byte: Option<u64>, out: &Path) -> Result<()> {
-    let at_record = record.map(|number| save.records.get(number).map_or(save.len(), |record| record.offset));
-    let end =
-        at_record.or_else(|| Some(save.libxc.checked_add(byte?)?.min(save.len()))).unwrap_or(save.len());
+fn truncate(save: &SaveFile, nr_bytes: u64, out: &Path) -> Result<()> {
     let mut to = create(out)?;
-    copy(save, 0, end, &mut to)?;
+    copy(save, 0, save.libxc.saturating_add(nr_bytes).min(save.len()), &mut to)?;
     to.flush().doing("writing the last bytes")
 }
 
