@@ -185,7 +185,11 @@ impl Net {
 
     /// Resets the connection, if one is open, and accepts no other.
     pub(crate) fn abort(&mut self, now_ns: u64) {
-        self.open = false;
+        if core::mem::take(&mut self.open)
+            && let Some((rx, _)) = self.front.counters()
+        {
+            log::info!("network: received {} frames of {} bytes in all", rx.nr_frames, rx.nr_bytes);
+        }
         self.socket().abort();
         // The reset must be out before the socket can be used again.
         self.poll(now_ns);
