@@ -1,19 +1,22 @@
 //! The main job: a guest restored by stock xl through the stub, with every byte and its superpages.
 
+use super::release::idle_stubs_sleep;
+use crate::error::Doing;
 use crate::machine::Options;
 use crate::story::{Stage, Stop, Story, THROUGH_STUB, Telling, ensure};
-use crate::survey::Survey;
+use crate::survey::{MAX_LOST, Survey};
 use control::RegionKind;
+use serde_json::Value;
 
 const PROVES: &str = "restored through the stub the guest equals the stream page by page, goes on with every byte, has \
-     its superpages and no page more, and can be saved, restored and shut down again";
+     its superpages and no page more, as stubctl status tells, and can be saved, restored and shut down again";
 
 /// A small PVH guest.
 pub(super) const PVH_256: Story = Story {
     name: "stub-pvh-256",
     proves: PROVES,
     options: Options::default,
-    tell: |stage| keeps_everything(stage, "pvh-256"),
+    tell: |stage| keeps_everything(stage, "pvh-256").map(drop),
 };
 
 /// A small HVM guest.
@@ -21,7 +24,7 @@ pub(super) const HVM_256: Story = Story {
     name: "stub-hvm-256",
     proves: PROVES,
     options: Options::default,
-    tell: |stage| keeps_everything(stage, "hvm-256"),
+    tell: |stage| by_tcp(stage, "hvm-256", &keeps_everything(stage, "hvm-256")?.fresh),
 };
 
 /// A larger PVH guest.
@@ -29,7 +32,11 @@ pub(super) const PVH_1024: Story = Story {
     name: "stub-pvh-1024",
     proves: PROVES,
     options: Options::default,
-    tell: |stage| keeps_everything(stage, "pvh-1024"),
+    tell: |stage| {
+        let seen = keeps_everything(stage, "pvh-1024")?;
+        tells_progress(&seen.said)?;
+        by_tcp(stage, "pvh-1024", &seen.fresh)
+    },
 };
 
 /// A larger HVM guest.
@@ -37,13 +44,13 @@ pub(super) const HVM_1024: Story = Story {
     name: "stub-hvm-1024",
     proves: PROVES,
     options: Options::default,
-    tell: |stage| keeps_everything(stage, "hvm-1024"),
+    tell: |stage| tells_progress(&keeps_everything(stage, "hvm-1024")?.said),
 };
 
 /// 1 GiB superpages.
 pub(super) const ONE_GIB: Story = Story {
     name: "stub-1g",
-    proves: "where Xen allows 1 GiB extents to a stub, a 3 GiB guest gets them",
+    proves: "where Xen allows 1 GiB extents to a stub, a 3 GiB guest gets them, and all other superpages",
     options: || Options {
         mem_mib: 12288,
         dom0_mib: 5120,
@@ -56,36 +63,97 @@ pub(super) const ONE_GIB: Story = Story {
 /// Both ways from the relay to the stub.
 pub(super) const TRANSPORTS: Story = Story {
     name: "stub-transports",
-    proves: "by TCP and by shared pages the guest equals the stream page by page, and its stub has a vif only for TCP",
+    proves: "by TCP and by shared pages the guest equals the stream page by page, with its superpages; its stub has a vif \
+             only for TCP, on a bridge that stubctl makes, gets several packets in one frame, uses no CPU when idle, and \
+             gives every page back",
     options: Options::default,
     tell: transports,
 };
 
-/// How many 2 MiB superpages fewer than the fresh guest's a restored one may have.
-const MAX_LOST: usize = 2;
+/// What a restore has shown.
+struct Seen {
+    fresh: Survey,
+    /// What xl and stubctl said.
+    said: String,
+}
 
-fn keeps_everything(stage: &Stage, guest: &str) -> Telling {
-    let file = format!("/var/lib/xen/save/{guest}");
+fn keeps_everything(stage: &Stage, guest: &str) -> Telling<Seen> {
+    let file = file_of(guest);
     stage.create(guest)?;
     let fresh = Survey::take(stage, guest)?;
     stage.ask(guest, "freeze")?;
     let before = stage.ask(guest, "verify")?;
     stage.sh(&format!("xl save {guest} {file}"))?;
-    restore_paused(stage, guest, &file)?;
-    expect_superpages(stage, &fresh, &Survey::take(stage, guest)?)?;
+    let said = restore_paused(stage, guest, &file)?;
+    let now = Survey::take(stage, guest)?;
+    expect_superpages(stage, &fresh, &now)?;
+    status_agrees(stage, guest, &now)?;
     stage.sh(&format!("xl unpause {guest}"))?;
     let after = stage.ask(guest, "verify")?;
     let (before, after) = (before.value("sum")?, after.value("sum")?);
     ensure(before == after, || format!("the checksum was {before} and is {after}"))?;
-    lives_on(stage, guest, &file)
+    lives_on(stage, guest, &file)?;
+    Ok(Seen { fresh, said })
 }
 
-/// Restores through the stub without letting the guest run, and compares its memory with the stream.
-pub(super) fn restore_paused(stage: &Stage, guest: &str, file: &str) -> Telling {
-    stage.sh(&format!("{THROUGH_STUB}xl restore -p {file}"))?;
+fn file_of(guest: &str) -> String {
+    format!("/var/lib/xen/save/{guest}")
+}
+
+/// Restores through the stub without letting the guest run, and compares its memory with the stream; gives what xl and
+/// stubctl said.
+pub(super) fn restore_paused(stage: &Stage, guest: &str, file: &str) -> Telling<String> {
+    let said = stage.sh(&format!("{THROUGH_STUB}xl restore -p {file}"))?;
     let verdict = stage.sh(&format!("nest-oracle {file} $(xl domid {guest})"))?;
     stage.say(verdict.lines().next_back().unwrap_or_default());
-    Ok(())
+    Ok(said)
+}
+
+/// `stubctl status` tells of the one stub what the survey finds, as JSON and as a table.
+fn status_agrees(stage: &Stage, guest: &str, now: &Survey) -> Telling {
+    let superpages = now.count(RegionKind::Superpage) as u64;
+    let text = stage.sh("stubctl status --json")?;
+    let rows: Value = serde_json::from_str(&text).doing("reading stubctl status --json")?;
+    let told = |key: &str| &rows[0][key];
+    ensure(
+        rows.as_array().is_some_and(|rows| rows.len() == 1)
+            && told("guest") == guest
+            && told("phase") == "restored"
+            && told("superpages_2m") == superpages
+            && told("superpages_1g") == now.nr_contiguous_1g,
+        || format!("expected {guest} to be restored with {superpages} superpages, stubctl status: {text}"),
+    )?;
+    let table = stage.sh("stubctl status")?;
+    let row = table.lines().find(|line| line.contains(guest)).unwrap_or_default();
+    let has = |word: &str| row.split_whitespace().any(|found| found == word);
+    ensure(has("restored") && has(&superpages.to_string()), || {
+        format!("expected a row with {guest}, restored and {superpages}, stubctl status:\n{table}")
+    })
+}
+
+/// libxl has printed how far the stub was.
+fn tells_progress(said: &str) -> Telling {
+    let told = said.lines().any(|line| line.starts_with("stubctl: Memory: ") && line.ends_with('%'));
+    ensure(told, || format!("no line of progress in\n{said}"))
+}
+
+/// By TCP, from the file that [`lives_on`] leaves.
+fn by_tcp(stage: &Stage, guest: &str, fresh: &Survey) -> Telling {
+    choose(stage, guest, "tcp")?;
+    restore_paused(stage, guest, &file_of(guest))?;
+    let now = Survey::take(stage, guest)?;
+    expect_superpages(stage, fresh, &now)?;
+    status_agrees(stage, guest, &now)?;
+    stage.sh(&format!("xl unpause {guest}"))?;
+    stage.ask(guest, "verify")?;
+    stage.ask(guest, "ticking")?;
+    stage.sh(&format!("xl destroy {guest} && rm /etc/xen/stubdom/{guest}.conf"))?;
+    stage.expect_alone()
+}
+
+/// Has the guest's stream come by a transport.
+fn choose(stage: &Stage, guest: &str, transport: &str) -> Telling {
+    stage.sh(&format!("echo transport = {transport} >/etc/xen/stubdom/{guest}.conf")).map(drop)
 }
 
 /// At least as many superpages as before, less two, and as many pages.
@@ -110,22 +178,53 @@ fn lives_on(stage: &Stage, guest: &str, file: &str) -> Telling {
 }
 
 fn transports(stage: &Stage) -> Telling {
-    let (guest, file) = ("pvh-128", "/var/lib/xen/save/pvh-128");
+    let guest = "pvh-128";
     stage.create(guest)?;
-    stage.sh(&format!("xl save {guest} {file}"))?;
-    for (transport, vifs) in [("tcp", 1), ("ring", 0)] {
-        stage.sh(&format!("echo transport = {transport} >/etc/xen/stubdom/{guest}.conf"))?;
-        restore_paused(stage, guest, file)?;
-        let found = stage.sh("ls /sys/class/net | grep -c '^vif' || true")?;
-        ensure(found == vifs.to_string(), || {
-            format!("{found} vifs in a restore by {transport}, expected {vifs}")
-        })?;
-        stage.sh(&format!("xl unpause {guest}"))?;
-        stage.ask(guest, "verify")?;
-        stage.sh(&format!("xl destroy {guest}"))?;
-        stage.expect_alone()?;
-    }
-    stage.sh(&format!("rm /etc/xen/stubdom/{guest}.conf {file}")).map(drop)
+    let fresh = Survey::take(stage, guest)?;
+    stage.sh(&format!("xl save {guest} {}", file_of(guest)))?;
+    stage.sh("ip link delete xenstub0 2>/dev/null; rm -f /var/log/xen/guest-pvh-128-stubdom-*.log")?;
+    round(stage, guest, ("tcp", 1), &fresh)?;
+    aggregates(stage, guest)?;
+    idle_stubs_sleep(stage, 1, 0.1)?; // DHCP asks now and then
+    leave(stage, guest)?;
+    stage.sh("test -d /sys/class/net/xenstub0/bridge")?;
+    round(stage, guest, ("ring", 0), &fresh)?;
+    leave(stage, guest)?;
+    let free = stage.settled_free_kib()?;
+    round(stage, guest, ("tcp", 1), &fresh)?;
+    leave(stage, guest)?;
+    stage.expect_free(free)?;
+    stage.sh(&format!("rm /etc/xen/stubdom/{guest}.conf {}", file_of(guest))).map(drop)
+}
+
+/// One restore by a transport, whose stub has so many vifs.
+fn round(stage: &Stage, guest: &str, (transport, vifs): (&str, u32), fresh: &Survey) -> Telling {
+    choose(stage, guest, transport)?;
+    restore_paused(stage, guest, &file_of(guest))?;
+    expect_superpages(stage, fresh, &Survey::take(stage, guest)?)?;
+    let found = stage.sh("ls /sys/class/net | grep -c '^vif' || true")?;
+    ensure(found == vifs.to_string(), || {
+        format!("{found} vifs in a restore by {transport}, expected {vifs}")
+    })?;
+    stage.sh(&format!("xl unpause {guest}"))?;
+    stage.ask(guest, "verify").map(drop)
+}
+
+fn leave(stage: &Stage, guest: &str) -> Telling {
+    stage.sh(&format!("xl destroy {guest}"))?;
+    stage.expect_alone()
+}
+
+/// A frame brought more than an Ethernet packet: the host's stack had aggregated them for the stub (GSO).
+fn aggregates(stage: &Stage, guest: &str) -> Telling {
+    let log = format!("/var/log/xen/guest-{guest}-stubdom-*.log");
+    let line = stage.sh(&format!("tr -d '\\r' <$(ls {log}) | grep 'network: received'"))?;
+    stage.say(&line);
+    let numbers: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let [.., nr_frames, nr_bytes] = numbers[..] else {
+        return Err(Stop::Failure(format!("no numbers of frames and bytes in \"{line}\"")));
+    };
+    ensure(nr_bytes > 1500 * nr_frames, || format!("{nr_bytes} bytes in {nr_frames} frames: no aggregates"))
 }
 
 fn one_gib(stage: &Stage) -> Telling {
@@ -136,6 +235,7 @@ fn one_gib(stage: &Stage) -> Telling {
     restore_paused(stage, guest, file)?;
     let now = Survey::take(stage, guest)?;
     stage.say(format!("{} regions of 1 GiB, {} when fresh", now.nr_contiguous_1g, fresh.nr_contiguous_1g));
+    expect_superpages(stage, &fresh, &now)?;
     stage.sh(&format!("xl unpause {guest}"))?;
     stage.ask(guest, "verify")?;
     stage.sh(&format!("xl destroy {guest}"))?;
