@@ -7,8 +7,9 @@ use crate::story::{Stage, Story, Telling, ensure};
 /// What a stub does with a vif besides receiving.
 pub(super) const NETWORK: Story = Story {
     name: "stub-network",
-    proves: "a stub takes its address from DHCP, has a link-local one too, and answers at both; who connects before stubctl \
-             without the token, or says nothing, is dropped with a log line, and the restore succeeds",
+    proves: "a stub takes its address from DHCP, has a link-local one too, and answers at both, also when its vif went and \
+             came back; xl shutdown ends it; who connects before stubctl without the token, or says nothing, is dropped \
+             with a log line, and the restore succeeds",
     options: Options::default,
     tell: network,
 };
@@ -36,10 +37,28 @@ fn network(stage: &Stage) -> Telling {
     let local = local.split([' ', ',']).find(|word| word.starts_with("fe80::")).unwrap_or_default();
     stage.sh(&format!("ping6 -c 2 -W 5 -I xenstub0 {local}"))?;
     stage.say(format!("answers at {address} (DHCP) and {local}"));
-    stage.sh("xl destroy lonely; killall udhcpd")?;
+    replug(stage, address)?;
+    stage.sh("xl shutdown -w lonely && killall udhcpd")?;
+    stage.say(await_log(stage, "lonely", "the toolstack asks for poweroff")?);
     strangers(stage)?;
     stage.sh("ip addr del 10.81.0.1/24 dev xenstub0")?;
     stage.expect_alone()
+}
+
+/// The vif goes, and comes back with the same MAC: the stub asks for its address again and answers.
+fn replug(stage: &Stage, address: &str) -> Telling {
+    stage
+        .sh(&format!(
+            "mac=$(xenstore-read /local/domain/0/backend/vif/$(xl domid lonely)/0/mac)
+         xl network-detach lonely 0
+         if ping -c 1 -W 1 {address}; then echo 'it answers without a vif'; exit 1; fi
+         xl network-attach lonely bridge=xenstub0 mac=$mac
+         for i in $(seq 100); do
+             [ $(grep -c 'by DHCP' /var/log/xen/guest-lonely.log) -lt 2 ] || break; sleep 0.2
+         done
+         ping -c 2 -W 5 {address}"
+        ))
+        .map(drop)
 }
 
 const GUEST: &str = "pvh-128";
