@@ -6,8 +6,8 @@ use crate::story::{Stage, Story, Telling, ensure};
 /// What passes on to the packaged helper, and what ends with one clear line.
 pub(super) const SAVE_HELPER: Story = Story {
     name: "save-helper",
-    proves: "saves and guests without stub go to the packaged helper; a stub that cannot serve ends in one clear \
-             line and leaves nothing behind",
+    proves: "saves and guests without stub go to the packaged helper, also where stubctl has its place; a stub that cannot \
+             serve ends in one clear line and leaves nothing behind",
     options: Options::default,
     tell: save_helper,
 };
@@ -25,6 +25,7 @@ fn save_helper(stage: &Stage) -> Telling {
     stage.create("pvh-256")?;
     stage.ask("pvh-256", "freeze")?;
     stage.sh(&format!("LIBXL_SAVE_HELPER=/usr/sbin/stubctl xl save pvh-256 {SAVED}"))?;
+    installed(stage)?;
     let free = stage.settled_free_kib()?;
     passes_on(stage)?;
     for (conf, expected) in REFUSALS {
@@ -55,6 +56,27 @@ fn write_stubs(stage: &Stage) -> Telling {
         "printf '{common}\\nramdisk=\"/boot/witness.cpio\"\\nextra=\"witness.mb=8\"\\n' >{SILENT_STUB}"
     ))?;
     stage.sh(&format!("printf '{common}\\nextra=\"panic=1\"\\n' >{CRASHING_STUB}")).map(drop)
+}
+
+/// In the place of the packaged helper, as README says it: nobody names stubctl. A restore comes through the stub, a save
+/// and the restore of a guest without stub go on to the packaged one.
+fn installed(stage: &Stage) -> Telling {
+    let helper = "/usr/lib/xen-4.17/bin/libxl-save-helper";
+    stage.sh(&format!("mv {helper} {helper}.distrib && ln -s /usr/sbin/stubctl {helper}"))?;
+    let restore = format!("xl restore {SAVED} 2>&1");
+    let said = stage.sh(&format!("rm -f {CONF}; {restore}"))?;
+    ensure(said.contains("stubctl: info: ") && said.contains("restored in "), || {
+        format!("not through the stub:\n{said}")
+    })?;
+    stage.ask("pvh-256", "verify")?;
+    let said = stage.sh(&format!("xl save pvh-256 {SAVED} 2>&1"))?;
+    ensure(said.contains("xc: info: Saving domain"), || {
+        format!("not saved by the packaged helper:\n{said}")
+    })?;
+    let said = stage.sh(&format!("echo enabled = no >{CONF}; {restore}"))?;
+    ensure(said.contains("xc: info: Restore successful"), || format!("not the packaged helper:\n{said}"))?;
+    stage.ask("pvh-256", "verify")?;
+    stage.sh(&format!("xl destroy pvh-256 && rm {helper} && mv {helper}.distrib {helper}")).map(drop)
 }
 
 /// A guest that has no stub is restored by the packaged helper.
