@@ -18,13 +18,16 @@ pub(super) const FRAGMENTED: Story = Story {
 pub(super) const MAX_PAGES: Story = Story {
     name: "stub-max-pages",
     proves: "where the guest may own no page more than the stream holds, it arrives with every byte and its superpages, its \
-             pages in order or shuffled",
+             pages in order or shuffled; where it may own 64 GiB, a stub of 16 MiB has room to keep track of it",
     options: Options::default,
     tell: max_pages,
 };
 
 /// Left unfragmented for the stub, page tables and what xl needs, in MiB; less than the guest is large.
 const LEFT_MIB: u64 = 64;
+
+/// The largest guest that README promises for a stub of 16 MiB.
+const PAGES_OF_64_GIB: u64 = 64 << 18;
 
 /// An example guest's configuration, blown up to own all but [`LEFT_MIB`] of the free memory. Its own page tables take a
 /// part in a hundred more.
@@ -63,16 +66,30 @@ fn max_pages(stage: &Stage) -> Telling {
     let fresh = Survey::take(stage, guest)?;
     stage.sh(&format!("xl save {guest} {file}"))?;
     stage.sh(&format!("nest-stream reorder {file} {shuffled} --shuffle-across --seed 6"))?;
-    let through = format!("NEST_MAX_PAGES={} LIBXL_SAVE_HELPER=/usr/bin/nest-tight", fresh.nr_owned);
     for source in [file, shuffled] {
-        stage.sh(&format!("{through} xl restore -p {source}"))?;
-        let verdict = stage.sh(&format!("nest-oracle {file} $(xl domid {guest})"))?;
-        stage.say(verdict.lines().next_back().unwrap_or_default());
+        restore_limited(stage, source, file, fresh.nr_owned)?;
         expect_superpages(stage, &fresh, &Survey::take(stage, guest)?)?;
         stage.sh(&format!("xl unpause {guest}"))?;
         stage.ask(guest, "verify")?;
         stage.sh(&format!("xl destroy {guest}"))?;
         stage.expect_alone()?;
     }
+    for transport in ["ring", "tcp"] {
+        stage.sh(&format!("echo transport = {transport} >/etc/xen/stubdom/{guest}.conf"))?;
+        restore_limited(stage, file, file, PAGES_OF_64_GIB)?;
+        expect_superpages(stage, &fresh, &Survey::take(stage, guest)?)?;
+        stage.sh(&format!("xl destroy {guest}"))?;
+        stage.expect_alone()?;
+    }
+    stage.sh(&format!("rm /etc/xen/stubdom/{guest}.conf")).map(drop)
+}
+
+/// Restores a guest that may own so many pages, without letting it run, and compares its memory with the file that
+/// has its pages in order.
+fn restore_limited(stage: &Stage, source: &str, in_order: &str, max_pages: u64) -> Telling {
+    let through = format!("NEST_MAX_PAGES={max_pages} LIBXL_SAVE_HELPER=/usr/bin/nest-tight");
+    stage.sh(&format!("{through} xl restore -p {source}"))?;
+    let verdict = stage.sh(&format!("nest-oracle {in_order} $(xl domid pvh-128)"))?;
+    stage.say(verdict.lines().next_back().unwrap_or_default());
     Ok(())
 }
