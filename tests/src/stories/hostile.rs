@@ -104,13 +104,10 @@ fn damage(stage: &Stage, name: &str, told: Told, free: u64, fresh: &Survey) -> T
                 format!("{name}: expected one line of libxl with \"{words}\", got\n{said}")
             })?;
         }
-        Told::Restored => {
-            stage.say(name);
-            return arrives(stage, BAD, fresh, fresh.nr_owned);
-        }
-        Told::RestoredWithAHole => {
-            stage.say(name);
-            return arrives(stage, BAD, fresh, fresh.nr_owned - 1);
+        Told::Restored => warns(name, &arrives(stage, BAD, fresh, fresh.nr_owned)?, None)?,
+        Told::RestoredWithAHole => warns(name, &arrives(stage, BAD, fresh, fresh.nr_owned - 1)?, None)?,
+        Told::RestoredWithAWarning(words) => {
+            warns(name, &arrives(stage, BAD, fresh, fresh.nr_owned)?, Some(words))?;
         }
     }
     nothing_is_left(stage, free)
@@ -126,9 +123,20 @@ fn is_told(line: &str, at: &str, words: &str) -> bool {
     (at.saturating_sub(TOLD_BEFORE)..=at + TOLD_BEHIND).contains(&told) && told::matches(text, words)
 }
 
-/// The stream is restored as it is; a guest that has all its pages runs on.
-fn arrives(stage: &Stage, file: &str, fresh: &Survey, nr_owned: u64) -> Telling {
-    restore_paused(stage, GUEST, file)?;
+/// stubctl warns with these words, or not at all.
+fn warns(name: &str, said: &str, words: Option<&str>) -> Telling {
+    let warnings: Vec<&str> = said.lines().filter(|line| line.starts_with("stubctl: warning: ")).collect();
+    let are_those = match (words, &warnings[..]) {
+        (None, []) => true,
+        (Some(words), [warning]) => warning.contains(words),
+        _ => false,
+    };
+    ensure(are_those, || format!("{name}: expected a warning of {words:?}, got {warnings:?} in\n{said}"))
+}
+
+/// The stream is restored as it is; a guest that has all its pages runs on. Gives what xl and stubctl said.
+fn arrives(stage: &Stage, file: &str, fresh: &Survey, nr_owned: u64) -> Telling<String> {
+    let said = restore_paused(stage, GUEST, file)?;
     let now = Survey::take(stage, GUEST)?;
     ensure(now.nr_owned == nr_owned, || {
         format!("{} pages owned, expected {nr_owned} ({} when fresh)", now.nr_owned, fresh.nr_owned)
@@ -137,7 +145,8 @@ fn arrives(stage: &Stage, file: &str, fresh: &Survey, nr_owned: u64) -> Telling 
         stage.sh(&format!("xl unpause {GUEST} && ask-witness {GUEST} verify"))?;
     }
     stage.sh(&format!("xl destroy {GUEST}"))?;
-    stage.expect_alone()
+    stage.expect_alone()?;
+    Ok(said)
 }
 
 fn cut(stage: &Stage) -> Telling {

@@ -131,10 +131,12 @@ fn judge(findings: &mut Findings, pfn: u64, expected: Option<Vec<u8>>, found: Op
 }
 
 /// Each page that the stream names: where its last contents stand, none for a hole. The last word counts: a page that
-/// becomes a hole after its contents have come must be gone (the packaged receiver would keep it).
+/// becomes a hole after its contents have come must be gone (the packaged receiver would keep it). Behind VERIFY nothing is
+/// written any more.
 fn last_versions(save: &SaveFile) -> Result<BTreeMap<u64, Option<u64>>> {
     let mut last = BTreeMap::new();
-    for record in save.records.iter().filter(|record| record.kind == kind::PAGE_DATA) {
+    let written = save.records.iter().take_while(|record| record.kind != kind::VERIFY);
+    for record in written.filter(|record| record.kind == kind::PAGE_DATA) {
         last.extend(save.pages(record)?.iter().map(|page| (page.pfn(), page.data)));
     }
     Ok(last)

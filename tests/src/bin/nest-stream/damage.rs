@@ -115,6 +115,8 @@ pub(crate) enum Damage {
     ParamsFirst,
     /// VERIFY, then pages that came before: legal, what a sender does to try itself.
     Verify,
+    /// VERIFY, then pages that came before, one of them with another byte: legal, and worth a warning.
+    VerifyDiffers,
     /// A page that becomes a hole after its contents have come: legal.
     HoleLater,
 }
@@ -274,9 +276,10 @@ fn order(save: &SaveFile, damage: Damage) -> Result<Vec<Splice>> {
             let (context, params) = (save.first(kind::HVM_CONTEXT)?, save.first(kind::HVM_PARAMS)?);
             vec![Splice::insert(context.offset, splice::whole(save, &params)?), splice::remove(&params)]
         }
-        Damage::Verify => {
-            let mut records = splice::plain(kind::VERIFY, 0);
-            records.extend(splice::whole(save, &splice::second_pages(save)?)?);
+        Damage::Verify => vec![Splice::insert(state.offset, splice::verify(save)?)],
+        Damage::VerifyDiffers => {
+            let mut records = splice::verify(save)?;
+            records.iter_mut().next_back().into_iter().for_each(|byte| *byte = !*byte);
             vec![Splice::insert(state.offset, records)]
         }
         Damage::HoleLater => vec![Splice::insert(state.offset, splice::hole(save)?)],

@@ -86,6 +86,13 @@ pub(crate) fn hole(save: &SaveFile) -> Result<Vec<u8>> {
     Ok(unbacked(page.pfn() | TYPE_HOLE, 1))
 }
 
+/// VERIFY and the second PAGE_DATA record once more; it ends with a page's contents.
+pub(crate) fn verify(save: &SaveFile) -> Result<Vec<u8>> {
+    let mut records = plain(kind::VERIFY, 0);
+    records.extend(whole(save, &second_pages(save)?)?);
+    Ok(records)
+}
+
 /// The record goes.
 pub(crate) fn remove(record: &Record) -> Splice {
     Splice { at: record.offset, remove: record.end() - record.offset, insert: Vec::new() }

@@ -8,13 +8,15 @@ pub(super) enum Told {
     /// libxl finds it itself, with these words, after the stub has restored its part: the save helper must not read a
     /// byte behind END.
     ByLibxl(&'static str),
-    /// It is none: the guest is restored.
+    /// It is none: the guest is restored, without a word.
     Restored,
+    /// It is none, and stubctl warns with these words.
+    RestoredWithAWarning(&'static str),
     /// It is none, and the guest owns one page less.
     RestoredWithAHole,
 }
 
-use Told::{ByLibxl, Refused, Restored, RestoredWithAHole};
+use Told::{ByLibxl, Refused, Restored, RestoredWithAHole, RestoredWithAWarning};
 
 /// By the damage's name on nest-stream's command line.
 pub(super) const DAMAGES: &[(&str, Told)] = &[
@@ -100,6 +102,12 @@ pub(super) const DAMAGES: &[(&str, Told)] = &[
     ("version2", Restored),
     ("params-first", Restored),
     ("verify", Restored),
+    (
+        "verify-differs",
+        RestoredWithAWarning(
+            "expected the pages behind VERIFY to be as they were sent before, got 1 that differ",
+        ),
+    ),
     ("hole-later", RestoredWithAHole),
 ];
 
