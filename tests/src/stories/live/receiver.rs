@@ -8,12 +8,13 @@ use crate::tool;
 const SCRIPT: &str = "/run/receive.sh";
 const DEED: &str = "/run/deed.sh";
 
-/// Waits for those who take part.
+/// Waits for those who take part. The daemons that earlier migrations have left have the receiver's words, but init for
+/// their parent; behind END the helper has gone.
 const MEET: &str = "\
     for i in $(seq 50); do target=$(xl domid $guest--incoming 2>/dev/null) && break; sleep 0.2; done
-    for i in $(seq 50); do helper=$(pidof stubctl) && break; sleep 0.1; done
-    stub=$(xenstore-read /local/domain/$target/stubdom 2>/dev/null)
-    receiver=$(awk '/^PPid/ { print $2 }' /proc/$helper/status)";
+    receiver=$(ps -o pid,ppid,args | awk '$2 != 1 && $3 ~ /xl$/ && / migrate-receive/ { print $1; exit }')
+    [ $place = after ] || for i in $(seq 50); do helper=$(pidof stubctl) && break; sleep 0.1; done
+    stub=$(xenstore-read /local/domain/$target/stubdom 2>/dev/null)";
 
 /// A script that receives.
 #[derive(Clone, Copy, Debug)]
@@ -32,10 +33,10 @@ impl Receiver {
     }
 
     /// Receives through the stub; when the stream is at `place` it stops, and `deed` is done. The deed has `$guest` and,
-    /// behind the place "context", `$target` and `$stub`, and `$helper` and `$receiver`, the processes.
+    /// behind the place "context", `$target` and `$stub`, and `$receiver` and, up to END, `$helper`, the processes.
     pub(super) fn with_deed(stage: &Stage, guest: &str, place: &str, deed: &str) -> Telling<Self> {
         let meet = if place == "context" { "" } else { MEET };
-        stage.sh(&format!("cat >{DEED} <<'END'\nguest={guest}\n{meet}\n{deed}\nEND"))?;
+        stage.sh(&format!("cat >{DEED} <<'END'\nguest={guest}\nplace={place}\n{meet}\n{deed}\nEND"))?;
         Self::write(stage, &format!("nest-gate --at {place} --run 'source {DEED}'"), THROUGH_STUB)
     }
 
