@@ -73,7 +73,7 @@ struct Exchanged {
 pub fn run(place: &Place) -> Result<()> {
     let began = Instant::now();
     let machine = Machine::boot(place, &Options::default())?;
-    let stage = Stage { machine: &machine, place };
+    let stage = Stage::on(&machine, place);
     let mut all = Vec::new();
     for guest in GUESTS {
         let clock = Clock { guest, began };

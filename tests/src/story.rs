@@ -106,15 +106,24 @@ pub struct Stage<'a> {
     pub machine: &'a Machine,
     /// The repository.
     pub place: &'a Place,
+    /// How many times as long as usual a script may take, for a machine that is slow.
+    pub slower: u32,
+}
+
+impl<'a> Stage<'a> {
+    /// Dom0 of a machine of the usual speed.
+    pub const fn on(machine: &'a Machine, place: &'a Place) -> Self {
+        Self { machine, place, slower: 1 }
+    }
 }
 
 impl Stage<'_> {
     /// Runs a script in dom0, whatever its exit code.
     ///
     /// # Errors
-    /// It did not end in five minutes or the nest died.
+    /// It did not end in five minutes (or as many times as long as the machine is slower), or the nest died.
     pub fn run(&self, script: &str) -> Telling<Outcome> {
-        Ok(self.machine.dom0.run(script, SCRIPT_LIMIT)?)
+        Ok(self.machine.dom0.run(script, SCRIPT_LIMIT * self.slower)?)
     }
 
     /// Runs a script in dom0 that must succeed; gives its output.
@@ -336,7 +345,7 @@ fn tell_in_lane<'a>(
         let began = Instant::now();
         let running = machine.take().map_or_else(|| Machine::boot(place, &(story.options)()), Ok);
         let verdict = match running {
-            Ok(running) => tell(story.name, &Stage { machine: machine.insert(running), place }, story.tell),
+            Ok(running) => tell(story.name, &Stage::on(machine.insert(running), place), story.tell),
             Err(error) => Verdict::Error(error.to_string()),
         };
         print(format_args!("  {} ({:.0} s): {verdict}", story.name, began.elapsed().as_secs_f32()));
@@ -370,7 +379,7 @@ pub fn tell_alone(
     story: impl FnOnce(&Stage) -> Telling,
 ) -> Verdict {
     match Machine::boot(place, options) {
-        Ok(machine) => tell(name, &Stage { machine: &machine, place }, story),
+        Ok(machine) => tell(name, &Stage::on(&machine, place), story),
         Err(error) => Verdict::Error(error.to_string()),
     }
 }

@@ -5,6 +5,7 @@
 
 use crate::conf::settled_name;
 use crate::error::Error;
+use crate::ffi::sys;
 use control::{Hypercall, Phase, Report, Stage};
 use serde_json::{Map, Value, json};
 use std::fs;
@@ -30,48 +31,77 @@ pub(crate) struct Account {
     guest: String,
     start: Instant,
     lap: Instant,
-    /// Seconds by phase, in the order in which they came.
-    seconds: Vec<(&'static str, f64)>,
+    /// This process's processor time when the lap began.
+    own_cpu: Duration,
+    /// Phases, in the order in which they came.
+    laps: Vec<Lap>,
     /// The stub's phase, once it has reported one.
     phase: Option<Phase>,
-    /// Processor time of the stub while it received, in nanoseconds.
-    stub_cpu_ns: Option<u64>,
+    /// Processor time that the stub had had, in nanoseconds: before it received, and at the end of each phase.
+    stub_cpu_ns: Vec<(&'static str, u64)>,
+}
+
+/// A phase: how long it took, and what of it this process ran.
+struct Lap {
+    name: &'static str,
+    seconds: f64,
+    own_cpu_seconds: f64,
 }
 
 impl Account {
     /// Starts the clock.
     pub(crate) fn start(guest: &str) -> Self {
-        let now = Instant::now();
-        let guest = settled_name(guest).to_owned();
-        Self { guest, start: now, lap: now, seconds: Vec::new(), phase: None, stub_cpu_ns: None }
+        let start = Instant::now();
+        Self {
+            guest: settled_name(guest).to_owned(),
+            start,
+            lap: start,
+            own_cpu: sys::own_cpu(),
+            laps: Vec::new(),
+            phase: None,
+            stub_cpu_ns: Vec::new(),
+        }
     }
 
     /// Ends a phase of dom0's; gives its length.
     pub(crate) fn lap(&mut self, name: &'static str) -> Duration {
-        let lap = self.lap.elapsed();
-        self.lap = Instant::now();
-        self.seconds.push((name, lap.as_secs_f64()));
+        let (lap, own_cpu) = (self.lap.elapsed(), sys::own_cpu());
+        let own_cpu_seconds = own_cpu.saturating_sub(self.own_cpu).as_secs_f64();
+        (self.lap, self.own_cpu) = (Instant::now(), own_cpu);
+        self.laps.push(Lap { name, seconds: lap.as_secs_f64(), own_cpu_seconds });
         lap
     }
 
-    /// Notes the stub's phase; when it is a new one, gives a word on the one that ended.
-    pub(crate) fn enter(&mut self, phase: Phase) -> Option<String> {
+    /// Notes the stub's phase; when it is a new one, reads the stub's processor time and gives a word on the phase that
+    /// ended.
+    pub(crate) fn enter(
+        &mut self,
+        phase: Phase,
+        stub_cpu_ns: impl FnOnce() -> Option<u64>,
+    ) -> Option<String> {
         if self.phase == Some(phase) {
             return None;
         }
-        let before = self.phase.replace(phase).map_or("waiting", Phase::as_str);
+        self.note_stub(stub_cpu_ns());
+        let before = self.phase_name();
+        self.phase = Some(phase);
         let lap = self.lap(before);
         Some(format!("{before} took {:.1} s", lap.as_secs_f64()))
     }
 
-    /// Notes what the stub's receiving took of its processor.
-    pub(crate) fn stub_took(&mut self, cpu_ns: u64) {
-        self.stub_cpu_ns = Some(cpu_ns);
+    /// Notes the processor time that the stub has had: first before it receives, last when it has restored.
+    pub(crate) fn note_stub(&mut self, cpu_ns: Option<u64>) {
+        let name = self.phase_name();
+        self.stub_cpu_ns.extend(cpu_ns.map(|ns| (name, ns)));
+    }
+
+    fn phase_name(&self) -> &'static str {
+        self.phase.map_or("waiting", Phase::as_str)
     }
 
     /// Closes the account of a restore that succeeded.
     pub(crate) fn restored(&mut self, report: &Report) {
-        self.lap(self.phase.map_or("waiting", Phase::as_str));
+        self.lap(self.phase_name());
         if let Some(text) = mismatches(report) {
             log::warn!("{}: {text}", self.guest);
         }
@@ -81,7 +111,7 @@ impl Account {
 
     /// Closes the account of a restore that failed.
     pub(crate) fn failed(&mut self, error: &Error) {
-        self.lap(self.phase.map_or("waiting", Phase::as_str));
+        self.lap(self.phase_name());
         self.write(&self.json(None, Some(&error.to_string())));
     }
 
@@ -91,8 +121,10 @@ impl Account {
             "restored": report.is_some(),
             "error": error,
             "seconds": self.start.elapsed().as_secs_f64(),
-            "seconds_by_phase": by_phase(&self.seconds),
-            "stub_cpu_seconds": self.stub_cpu_ns.map(seconds),
+            "seconds_by_phase": by_phase(self.laps.iter().map(|lap| (lap.name, lap.seconds))),
+            "stubctl_cpu_seconds_by_phase": by_phase(self.laps.iter().map(|lap| (lap.name, lap.own_cpu_seconds))),
+            "stub_cpu_seconds": stub_took(&self.stub_cpu_ns).map(seconds),
+            "stub_cpu_seconds_by_phase": by_phase(self.stub_cpu_ns.windows(2).map(stub_lap)),
             "stub": report.map(stub_json),
         })
     }
@@ -108,12 +140,26 @@ fn seconds(nanoseconds: u64) -> f64 {
     Duration::from_nanos(nanoseconds).as_secs_f64()
 }
 
+/// From the first reading of the stub's processor time to the last.
+fn stub_took(readings: &[(&str, u64)]) -> Option<u64> {
+    let ((_, first), (_, last)) = (readings.first()?, readings.last()?);
+    (readings.len() > 1).then(|| last.saturating_sub(*first))
+}
+
+/// From one reading to the next, which ends a phase.
+fn stub_lap<'a>(readings: &[(&'a str, u64)]) -> (&'a str, f64) {
+    match readings {
+        [(_, before), (name, after)] => (name, seconds(after.saturating_sub(*before))),
+        _ => ("", 0.0),
+    }
+}
+
 /// A phase that came twice (a second pass) counts once, with both laps.
-fn by_phase(seconds: &[(&str, f64)]) -> Value {
+fn by_phase<'a>(laps: impl Iterator<Item = (&'a str, f64)>) -> Value {
     let mut sums = Map::new();
-    for (name, lap) in seconds {
-        let before = sums.get(*name).and_then(Value::as_f64).unwrap_or(0.0);
-        sums.insert((*name).to_owned(), json!(before + lap));
+    for (name, lap) in laps {
+        let before = sums.get(name).and_then(Value::as_f64).unwrap_or(0.0);
+        sums.insert(name.to_owned(), json!(before + lap));
     }
     Value::Object(sums)
 }
@@ -162,13 +208,17 @@ fn summary(report: &Report, took: Duration) -> String {
     )
 }
 
-/// Writes a file beside the old one and takes its place, so that a reader never sees half of it.
+/// Writes a file beside the old one and takes its place, so that a reader never sees half of it; nothing stays beside it.
 fn replace(directory: &Path, guest: &str, text: &str) -> io::Result<()> {
     let file = file_of(directory, guest);
     let new = file.with_extension(format!("json.{}", std::process::id()));
     fs::create_dir_all(directory)?;
-    fs::write(&new, text)?;
-    fs::rename(&new, &file)
+    let replaced = fs::write(&new, text).and_then(|()| fs::rename(&new, &file));
+    if replaced.is_err() {
+        // The error that is told is the first; what was not even created is not there to remove.
+        let _ = fs::remove_file(&new);
+    }
+    replaced
 }
 
 /// The guest's name came with its stream: what is no plain file name is made one.
@@ -206,16 +256,33 @@ mod tests {
 
     #[test]
     fn laps_of_one_phase_add_up() {
-        assert_eq!(by_phase(&[("memory", 1.0), ("precopy", 0.5), ("memory", 2.0)])["memory"], 3.0);
+        assert_eq!(by_phase([("memory", 1.0), ("precopy", 0.5), ("memory", 2.0)].into_iter())["memory"], 3.0);
     }
 
     #[test]
     fn only_a_new_phase_is_news() {
         let mut account = Account::start("db--incoming");
         assert_eq!(account.guest, "db");
-        assert!(account.enter(Phase::Memory).is_some());
-        assert!(account.enter(Phase::Memory).is_none());
-        assert!(account.enter(Phase::Finishing).unwrap().starts_with("memory took"));
+        let mut readings = [1_000_000_000, 3_500_000_000].into_iter();
+        account.note_stub(Some(500_000_000));
+        assert!(account.enter(Phase::Memory, || readings.next()).is_some());
+        assert!(account.enter(Phase::Memory, || readings.next()).is_none());
+        assert!(account.enter(Phase::Finishing, || readings.next()).unwrap().starts_with("memory took"));
+        account.note_stub(Some(3_750_000_000));
+        let report = account.json(None, None);
+        assert_eq!(report["stub_cpu_seconds"], 3.25);
+        let expected = json!({ "waiting": 0.5, "memory": 2.5, "finishing": 0.25 });
+        assert_eq!(report["stub_cpu_seconds_by_phase"], expected);
+        assert!(report["stubctl_cpu_seconds_by_phase"]["memory"].is_f64());
+    }
+
+    #[test]
+    fn a_report_that_cannot_take_its_place_leaves_nothing_beside_it() {
+        let directory = std::env::temp_dir().join(format!("stubctl-report-{}", std::process::id()));
+        fs::create_dir_all(directory.join("db.json")).unwrap(); // no file takes a directory's place
+        assert!(replace(&directory, "db", "{}").is_err());
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+        fs::remove_dir_all(&directory).unwrap();
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::control_channel::{ControlChannel, ControlError, HEARTBEAT};
 use crate::error::Error;
 use crate::ffi::sys::Polled;
 use crate::helper::Request;
+use crate::host::Host;
 use crate::pair::{self, Stub};
 use crate::relay::ring::Ring;
 use crate::relay::tcp::Tcp;
@@ -21,7 +22,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
-use xen_front::types::Gfn;
+use xen_front::types::{Domid, Gfn};
 
 /// How long a stub may be silent, and take nothing, before it says what is wrong with a stream that broke off: it may
 /// have as much before it as the way to it holds.
@@ -47,14 +48,17 @@ fn serve(request: &Request, stream: OwnedFd, account: &mut Account) -> Result<Ou
     log::info!("{guest}: stub {} started in {:.1} s", stub.domid, account.lap("create").as_secs_f64());
     let channel = stub.greet(conf)?;
     log::info!("{guest}: stub {} answers after {:.1} s", stub.domid, account.lap("greet").as_secs_f64());
-    let cpu_ns = || host.xen.domain_info(stub.domid).ok().flatten().map(|info| info.cpu_ns);
-    let before_ns = cpu_ns();
+    let cpu_ns = || stub_cpu_ns(host, stub.domid);
+    account.note_stub(cpu_ns());
     let outcome = receive(request, &stub, channel, stream, account)?;
-    if let (Some(before_ns), Some(after_ns)) = (before_ns, cpu_ns()) {
-        account.stub_took(after_ns.saturating_sub(before_ns));
-    }
+    account.note_stub(cpu_ns());
     stub.keep();
     Ok(outcome)
+}
+
+/// Processor time that the stub has had.
+fn stub_cpu_ns(host: &Host, stub: Domid) -> Option<u64> {
+    host.xen.domain_info(stub).ok().flatten().map(|info| info.cpu_ns)
 }
 
 /// From `Receive` to `Restored`.
@@ -85,8 +89,19 @@ fn receive(
     let relay = Relay::new(stream, way);
     let broker = Broker::new(&host.xen, arguments.target, request.libxl);
     let delivered = 0;
-    let moved = Instant::now();
-    Receiving { request, channel, relay, broker, account, broken: None, moved, delivered, percent: 0 }.run()
+    Receiving {
+        request,
+        stub: stub.domid,
+        channel,
+        relay,
+        broker,
+        account,
+        broken: None,
+        moved: Instant::now(),
+        delivered,
+        percent: 0,
+    }
+    .run()
 }
 
 /// Opens the way to the stub, which listens, and opens the stream on it.
@@ -119,6 +134,7 @@ fn fresh_token() -> Result<[u8; TOKEN_BYTES], Error> {
 /// A receive under way.
 struct Receiving<'a> {
     request: &'a Request,
+    stub: Domid,
     channel: ControlChannel,
     relay: Relay,
     broker: Broker<'a>,
@@ -215,7 +231,8 @@ impl Receiving<'_> {
     }
 
     fn show(&mut self, progress: Progress) {
-        if let Some(lap) = self.account.enter(progress.phase) {
+        let (host, stub) = (&self.request.host, self.stub);
+        if let Some(lap) = self.account.enter(progress.phase, || stub_cpu_ns(host, stub)) {
             log::info!("{}: {} ({lap})", self.request.guest, progress.phase.as_str());
         }
         let total = self.request.info.max_pages.max(1);

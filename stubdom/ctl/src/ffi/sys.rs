@@ -1,4 +1,5 @@
-//! System calls that std does not offer: poll, splice, signalfd, record locks, pipe size, a connect that does not wait.
+//! System calls that std does not offer: poll, splice, signalfd, record locks, pipe size, a connect that does not wait,
+//! resource usage.
 #![allow(unsafe_code, reason = "libc declares system calls as unsafe functions")]
 
 use std::cell::Cell;
@@ -180,6 +181,19 @@ fn write_lock(start: libc::off_t, len: libc::off_t) -> libc::flock {
     // PANIC: never; the lock types are 0, 1 and 2.
     let l_type = libc::c_short::try_from(libc::F_WRLCK).expect("F_WRLCK is 1");
     libc::flock { l_type, l_whence: 0, l_start: start, l_len: len, l_pid: 0 }
+}
+
+/// Processor time that this process has had, without its children's.
+pub(crate) fn own_cpu() -> Duration {
+    // SAFETY: rusage is a C structure of integers, for which all zeroes is a value.
+    let mut usage: libc::rusage = unsafe { mem::zeroed() };
+    // SAFETY: `usage` is a rusage that outlives the call; it fails only for another first argument.
+    unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
+    let duration = |time: libc::timeval| {
+        let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+        Duration::from_secs(seconds) + Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or(0))
+    };
+    duration(usage.ru_utime) + duration(usage.ru_stime)
 }
 
 /// Turns SIGTERM and SIGINT into a descriptor that is readable once one of them came.

@@ -15,7 +15,7 @@ pub(in crate::stories) const TWO_HOSTS: Story = Story {
     options,
     tell: |stage| {
         let second = stage.machine.boot_second(stage.place, &options())?;
-        migrates(stage, &Stage { machine: &second, place: stage.place })
+        migrates(stage, &Stage::on(&second, stage.place))
     },
 };
 
