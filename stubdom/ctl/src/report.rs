@@ -6,7 +6,7 @@
 use crate::conf::settled_name;
 use crate::error::Error;
 use crate::ffi::sys;
-use control::{Hypercall, Phase, Report, Stage};
+use control::{Hypercall, Phase, Progress, Report, Stage};
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::io;
@@ -35,8 +35,8 @@ pub(crate) struct Account {
     own_cpu: Duration,
     /// Phases, in the order in which they came.
     laps: Vec<Lap>,
-    /// The stub's phase, once it has reported one.
-    phase: Option<Phase>,
+    /// The stub's phase and its pass over memory, once it has reported them.
+    phase: Option<(Phase, u32)>,
     /// Processor time that the stub had had, in nanoseconds: before it received, and at the end of each phase.
     stub_cpu_ns: Vec<(&'static str, u64)>,
 }
@@ -72,21 +72,22 @@ impl Account {
         lap
     }
 
-    /// Notes the stub's phase; when it is a new one, reads the stub's processor time and gives a word on the phase that
-    /// ended.
+    /// Notes how far the stub is. In a new phase or pass, reads its processor time; of a phase that ended, gives a word.
     pub(crate) fn enter(
         &mut self,
-        phase: Phase,
+        progress: Progress,
         stub_cpu_ns: impl FnOnce() -> Option<u64>,
     ) -> Option<String> {
-        if self.phase == Some(phase) {
+        let now = (progress.phase, progress.pass);
+        if self.phase == Some(now) {
             return None;
         }
         self.note_stub(stub_cpu_ns());
         let before = self.phase_name();
-        self.phase = Some(phase);
-        let lap = self.lap(before);
-        Some(format!("{before} took {:.1} s", lap.as_secs_f64()))
+        self.lap(before);
+        self.phase = Some(now);
+        let took: f64 = self.laps.iter().filter(|lap| lap.name == before).map(|lap| lap.seconds).sum();
+        (before != self.phase_name()).then(|| format!("{before} took {took:.1} s"))
     }
 
     /// Notes the processor time that the stub has had: first before it receives, last when it has restored.
@@ -96,7 +97,7 @@ impl Account {
     }
 
     fn phase_name(&self) -> &'static str {
-        self.phase.map_or("waiting", Phase::as_str)
+        self.phase.map_or("waiting", |(phase, _)| phase.as_str())
     }
 
     /// Closes the account of a restore that succeeded.
@@ -125,7 +126,20 @@ impl Account {
             "stubctl_cpu_seconds_by_phase": by_phase(self.laps.iter().map(|lap| (lap.name, lap.own_cpu_seconds))),
             "stub_cpu_seconds": stub_took(&self.stub_cpu_ns).map(seconds),
             "stub_cpu_seconds_by_phase": by_phase(self.stub_cpu_ns.windows(2).map(stub_lap)),
+            "last_pass": self.last_pass(),
             "stub": report.map(stub_json),
+        })
+    }
+
+    /// The last pass over memory; of a live migration the guest stands still in it, as in all that comes behind.
+    fn last_pass(&self) -> Value {
+        let is_pass = |name: &str| [Phase::Memory, Phase::Precopy].iter().any(|phase| phase.as_str() == name);
+        let Some(lap) = self.laps.iter().rfind(|lap| is_pass(lap.name)) else { return Value::Null };
+        let stub = self.stub_cpu_ns.windows(2).map(stub_lap).rfind(|(name, _)| is_pass(name));
+        json!({
+            "seconds": lap.seconds,
+            "stubctl_cpu_seconds": lap.own_cpu_seconds,
+            "stub_cpu_seconds": stub.map(|(_, seconds)| seconds),
         })
     }
 
@@ -260,19 +274,23 @@ mod tests {
     }
 
     #[test]
-    fn only_a_new_phase_is_news() {
+    fn only_a_new_phase_is_news_and_every_pass_is_counted() {
         let mut account = Account::start("db--incoming");
         assert_eq!(account.guest, "db");
-        let mut readings = [1_000_000_000, 3_500_000_000].into_iter();
         account.note_stub(Some(500_000_000));
-        assert!(account.enter(Phase::Memory, || readings.next()).is_some());
-        assert!(account.enter(Phase::Memory, || readings.next()).is_none());
-        assert!(account.enter(Phase::Finishing, || readings.next()).unwrap().starts_with("memory took"));
-        account.note_stub(Some(3_750_000_000));
+        let mut enter =
+            |phase, pass, ns| account.enter(Progress { phase, nr_bytes: 0, nr_pages: 0, pass }, || Some(ns));
+        assert!(enter(Phase::Memory, 1, 1_000_000_000).unwrap().starts_with("waiting took"));
+        assert!(enter(Phase::Memory, 1, 2_000_000_000).is_none());
+        assert!(enter(Phase::Precopy, 2, 3_500_000_000).unwrap().starts_with("memory took"));
+        assert!(enter(Phase::Precopy, 3, 4_500_000_000).is_none());
+        assert!(enter(Phase::Finishing, 3, 4_750_000_000).unwrap().starts_with("precopy took"));
+        account.note_stub(Some(4_875_000_000));
         let report = account.json(None, None);
-        assert_eq!(report["stub_cpu_seconds"], 3.25);
-        let expected = json!({ "waiting": 0.5, "memory": 2.5, "finishing": 0.25 });
+        assert_eq!(report["stub_cpu_seconds"], 4.375);
+        let expected = json!({ "waiting": 0.5, "memory": 2.5, "precopy": 1.25, "finishing": 0.125 });
         assert_eq!(report["stub_cpu_seconds_by_phase"], expected);
+        assert_eq!(report["last_pass"]["stub_cpu_seconds"], 0.25);
         assert!(report["stubctl_cpu_seconds_by_phase"]["memory"].is_f64());
     }
 

@@ -232,7 +232,7 @@ impl Receiving<'_> {
 
     fn show(&mut self, progress: Progress) {
         let (host, stub) = (&self.request.host, self.stub);
-        if let Some(lap) = self.account.enter(progress.phase, || stub_cpu_ns(host, stub)) {
+        if let Some(lap) = self.account.enter(progress, || stub_cpu_ns(host, stub)) {
             log::info!("{}: {} ({lap})", self.request.guest, progress.phase.as_str());
         }
         let total = self.request.info.max_pages.max(1);
