@@ -12,8 +12,11 @@ const XL_HEADER_BYTES: usize = 32 + 16;
 /// libxl's stream header.
 const LIBXL_HEADER_BYTES: u64 = 16;
 
-/// libxl's record that the libxc stream follows.
+/// libxl's records (`tools/libs/light/libxl_sr_stream_format.h`): its last, the one that the libxc stream follows, and the
+/// device model's state behind a header of 8 bytes.
+const LIBXL_END: u32 = 0;
 const LIBXC_CONTEXT: u32 = 1;
+const EMULATOR_CONTEXT: u32 = 3;
 
 /// libxc's image header and domain header.
 const LIBXC_HEADERS_BYTES: u64 = 24 + 16;
@@ -72,14 +75,21 @@ pub struct Passed {
     pub nr_records: u64,
 }
 
-/// Passes everything on and calls `reached` once at each place that the stream has.
+/// Passes everything on and calls `reached` once at each place that the stream has; `emulator` gets a copy of the device
+/// model's state.
 ///
 /// # Errors
 /// Either side breaks off, or the stream is not one of xl.
-pub fn pass(from: &mut impl BufRead, to: &mut impl Write, reached: impl FnMut(Place)) -> io::Result<Passed> {
+pub fn pass(
+    from: &mut impl BufRead,
+    to: &mut impl Write,
+    emulator: &mut impl Write,
+    reached: impl FnMut(Place),
+) -> io::Result<Passed> {
     let mut gate = Gate { from, to, reached, last: None };
     gate.head()?;
     let passed = gate.libxc()?;
+    gate.libxl(emulator)?;
     gate.rest()?;
     Ok(passed)
 }
@@ -178,6 +188,36 @@ impl<R: BufRead, W: Write, F: FnMut(Place)> Gate<'_, R, W, F> {
         Ok(())
     }
 
+    /// libxl's records behind END.
+    fn libxl(&mut self, emulator: &mut impl Write) -> io::Result<()> {
+        loop {
+            self.to.flush()?;
+            if self.from.fill_buf()?.is_empty() {
+                return Ok(()); // broken off
+            }
+            let header: [u8; 8] = self.take()?;
+            let (kind, len) = (word(&header, 0), word(&header, 4));
+            self.to.write_all(&header)?;
+            match kind {
+                LIBXL_END => return Ok(()),
+                EMULATOR_CONTEXT if len >= 8 => self.emulator(len, emulator)?,
+                _ => self.copy(padded(len))?,
+            }
+        }
+    }
+
+    fn emulator(&mut self, len: u32, emulator: &mut impl Write) -> io::Result<()> {
+        self.copy(8)?;
+        let state = u64::from(len) - 8;
+        let mut both = Both(&mut *self.to, emulator);
+        match io::copy(&mut self.from.take(state), &mut both)? {
+            copied if copied == state => self.copy(padded(len) - u64::from(len)),
+            copied => {
+                Err(Error::other(format!("the device model's state ends {} bytes early", state - copied)))
+            }
+        }
+    }
+
     /// Everything behind, as it comes: libxl and xl wait for answers in between.
     fn rest(&mut self) -> io::Result<()> {
         loop {
@@ -210,6 +250,22 @@ impl<R: BufRead, W: Write, F: FnMut(Place)> Gate<'_, R, W, F> {
     }
 }
 
+/// Writes the same to two.
+struct Both<'a, A, B>(&'a mut A, &'a mut B);
+
+impl<A: Write, B: Write> Write for Both<'_, A, B> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write_all(bytes)?;
+        self.1.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()?;
+        self.1.flush()
+    }
+}
+
 fn word(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_le_bytes)
 }
@@ -222,6 +278,9 @@ fn padded(len: u32) -> u64 {
 mod tests {
     use super::*;
     use std::cell::RefCell;
+
+    /// The device model's.
+    const STATE: &[u8] = b"QEMU's state";
 
     fn record(kind: u32, body: &[u8]) -> Vec<u8> {
         let mut bytes = kind.to_le_bytes().to_vec();
@@ -250,7 +309,10 @@ mod tests {
         bytes.extend(page(5));
         bytes.extend(record(kind::HVM_PARAMS, &[9; 13]));
         bytes.extend(record(kind::END, &[]));
-        bytes.extend([6; 40]);
+        bytes.extend(record(2, &[4; 20]));
+        bytes.extend(record(EMULATOR_CONTEXT, &[[2, 0, 0, 0, 0, 0, 0, 0].as_slice(), STATE].concat()));
+        bytes.extend(record(LIBXL_END, &[]));
+        bytes.extend([6; 9]); // xl's own
         bytes
     }
 
@@ -260,13 +322,15 @@ mod tests {
         let passed = RefCell::new(Vec::new());
         let mut seen = Vec::new();
         let mut to = Tap(&passed);
-        let result = pass(&mut &stream[..], &mut to, |here| {
+        let mut emulator = Vec::new();
+        let result = pass(&mut &stream[..], &mut to, &mut emulator, |here| {
             if here == place {
                 seen.push(passed.borrow().len());
             }
         });
         assert_eq!(result.unwrap(), Passed { nr_passes: 2, nr_records: 10 });
         assert_eq!(*passed.borrow(), stream);
+        assert_eq!(emulator, STATE);
         assert_eq!(seen.len(), 1);
         seen[0]
     }
@@ -302,7 +366,7 @@ mod tests {
     fn a_stream_that_ends_early_is_told() {
         let stream = stream();
         let cut = &stream[..stream.len() / 2];
-        assert!(pass(&mut &cut[..], &mut Vec::new(), |_| ()).is_err());
-        assert!(pass(&mut &[0_u8; 100][..], &mut Vec::new(), |_| ()).is_err());
+        assert!(pass(&mut &cut[..], &mut Vec::new(), &mut io::sink(), |_| ()).is_err());
+        assert!(pass(&mut &[0_u8; 100][..], &mut Vec::new(), &mut io::sink(), |_| ()).is_err());
     }
 }

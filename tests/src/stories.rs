@@ -57,6 +57,7 @@ pub const SOAKS: &[Soak] = &[
     live::MATRIX_TCP,
     live::SOAK,
     live::DOWNTIME,
+    live::BACK_AND_FORTH,
     live::EIGHT,
     exchange::SOAK_PVH,
     exchange::SOAK_HVM,

@@ -3,7 +3,9 @@
 
 use clap::Parser;
 use e2e::gate::{self, Place};
+use std::fs::File;
 use std::io::{self, BufReader, BufWriter};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
@@ -22,6 +24,9 @@ struct Arguments {
     /// Tell when each place is reached.
     #[arg(long)]
     tell: bool,
+    /// A file that gets a copy of the device model's state.
+    #[arg(long)]
+    keep_emulator: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -36,7 +41,12 @@ fn main() -> ExitCode {
             act(&arguments);
         }
     };
-    match gate::pass(&mut from, &mut to, reached) {
+    let kept = arguments.keep_emulator.as_ref().map_or(Ok(None), |path| File::create(path).map(Some));
+    let passed = kept.and_then(|kept| match kept {
+        Some(mut file) => gate::pass(&mut from, &mut to, &mut file, reached),
+        None => gate::pass(&mut from, &mut to, &mut io::sink(), reached),
+    });
+    match passed {
         Ok(passed) => {
             eprintln!("nest-gate: {} passes, {} records of pages", passed.nr_passes, passed.nr_records);
             ExitCode::SUCCESS

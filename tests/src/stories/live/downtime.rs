@@ -1,21 +1,24 @@
 //! How long a guest stands still while it migrates, split by who takes the time; beside the stock receiver.
 
-use super::receiver::{Migration, Receiver, Untouched};
+use super::receiver::{Migration, Receiver, Untouched, with_new_guest};
+use crate::error::Doing;
 use crate::machine::Options;
 use crate::soak::Soak;
 use crate::story::{Stage, Stop, THROUGH_STUB, Telling};
+use serde_json::Value;
 use std::time::{Duration, Instant};
 
 /// A benchmark: it prints a table and judges nothing.
 pub(in crate::stories) const DOWNTIME: Soak = Soak {
     name: "live-downtime",
-    proves: "how long a busy guest stands still while it migrates: with the stock receiver, through the stub",
+    proves: "how long a busy guest stands still while it migrates, PVH and HVM: with the stock receiver, through the stub, and \
+             who takes the time",
     options: Options::default,
     rounds: 3,
     tell: |stage, _, rounds| compare(stage, rounds),
 };
 
-const GUEST: &str = "pvh-128";
+const GUESTS: [&str; 2] = ["pvh-128", "hvm-256"];
 
 /// Pages that the guest writes in a second.
 const RATE: u64 = 512;
@@ -35,28 +38,52 @@ const ENDS: [(&str, &str); 7] = [
 ];
 
 /// What the two helpers say when they are done.
-const HELPER_DONE: [&str; 2] = ["stubctl: info: pvh-128: restored in", "Restore successful"];
+const HELPER_DONE: [&str; 2] = [": restored in", "Restore successful"];
+
+/// What ran while the guest stood still, in milliseconds of processor time.
+const RAN: [&str; 2] = ["stub ran", "stubctl ran"];
 
 fn compare(stage: &Stage, rounds: u32) -> Telling {
-    stage.create(GUEST)?;
-    stage.ask(GUEST, &format!("rate {RATE}"))?;
-    let names: Vec<_> = ENDS[1..].iter().map(|(name, _)| *name).collect();
-    stage.say(format!("milliseconds       {}  down", columns(&names)));
+    GUESTS.iter().try_for_each(|guest| with_new_guest(stage, guest, || compare_guest(stage, guest, rounds)))
+}
+
+fn compare_guest(stage: &Stage, guest: &str, rounds: u32) -> Telling {
+    stage.ask(guest, &format!("rate {RATE}"))?;
+    let names: Vec<_> = ENDS[1..].iter().map(|(name, _)| *name).chain(["down"]).chain(RAN).collect();
+    stage.say(format!("{guest:18}{}", columns(&names)));
     for _ in 0..rounds {
         for (name, environment) in [("stock", ""), ("through the stub", THROUGH_STUB)] {
-            let laps = one(stage, GUEST, environment)?;
+            let laps = one(stage, guest, environment)?;
             let down = down(&laps);
-            let laps: Vec<_> = laps.iter().map(|lap| lap.as_millis().to_string()).collect();
-            stage.say(format!("{name:18} {}  {}", columns(&laps), down.as_millis()));
+            let mut cells: Vec<_> =
+                laps.iter().chain([&down]).map(|lap| lap.as_millis().to_string()).collect();
+            if !environment.is_empty() {
+                cells.extend(ran(stage, guest)?);
+            }
+            stage.say(format!("{name:18}{}", columns(&cells)));
         }
     }
-    stage.ask(GUEST, "verify")?;
-    stage.sh(&format!("xl destroy {GUEST}"))?;
+    stage.ask(guest, "verify")?;
+    stage.sh(&format!("xl destroy {guest}"))?;
     stage.expect_alone()
 }
 
+/// What the stub and stubctl ran in the last pass and behind it, by stubctl's report.
+fn ran(stage: &Stage, guest: &str) -> Telling<[String; 2]> {
+    let report: Value = serde_json::from_str(&stage.sh(&format!("cat /var/lib/xen-stubdom/{guest}.json"))?)
+        .doing("reading stubctl's report")?;
+    let milliseconds = |who: &str| -> Telling<String> {
+        let last_pass = report["last_pass"][format!("{who}_cpu_seconds")].as_f64();
+        let behind = report[format!("{who}_cpu_seconds_by_phase")]["finishing"].as_f64();
+        let seconds = last_pass.zip(behind).map(|(last_pass, behind)| last_pass + behind);
+        let seconds = seconds.ok_or_else(|| Stop::Failure(format!("no time of {who} in {report}")))?;
+        Ok(format!("{:.0}", seconds * 1e3))
+    };
+    Ok([milliseconds("stub")?, milliseconds("stubctl")?])
+}
+
 fn columns(cells: &[impl AsRef<str>]) -> String {
-    let cells: Vec<_> = cells.iter().map(|cell| format!("{:>11}", cell.as_ref())).collect();
+    let cells: Vec<_> = cells.iter().map(|cell| format!("{:>12}", cell.as_ref())).collect();
     cells.join("")
 }
 

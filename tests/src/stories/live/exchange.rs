@@ -34,11 +34,11 @@ impl Exchange {
         Ok(Self)
     }
 
-    /// Ends it; gives the number of answers and the longest time between two, in seconds.
+    /// Ends it; gives a word on the number of answers and the longest time between two.
     ///
     /// # Errors
     /// An answer was wrong or did not come.
-    pub(super) fn finish(self, stage: &Stage) -> Telling<(usize, f64)> {
+    pub(super) fn finish(self, stage: &Stage) -> Telling<String> {
         let nr_before = times(&stage.sh(&format!("cat {LOG}"))?).len();
         stage.sh("sleep 2")?;
         let text = stage.sh(&format!(
@@ -50,7 +50,7 @@ impl Exchange {
         ensure(times.len() > nr_before, || format!("no answer after the first {nr_before}"))?;
         let gaps = times.windows(2).map(|pair| pair[1] - pair[0]);
         let gap = gaps.max_by(f64::total_cmp).ok_or_else(|| Stop::Failure("one answer only".into()))?;
-        Ok((times.len(), gap))
+        Ok(format!("{} answers over one connection, the longest wait {gap:.1} s", times.len()))
     }
 }
 

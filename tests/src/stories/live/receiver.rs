@@ -1,6 +1,7 @@
 //! The receiving end of `xl migrate` to the same host: `-s ''` makes xl take the "host" for a command, which is a
 //! script here.
 
+use super::BUSY;
 use crate::dom0::Outcome;
 use crate::story::{Stage, Stop, THROUGH_STUB, Telling, ensure};
 use crate::tool;
@@ -35,9 +36,21 @@ impl Receiver {
     /// Receives through the stub; when the stream is at `place` it stops, and `deed` is done. The deed has `$guest` and,
     /// behind the place "context", `$target` and `$stub`, and `$receiver` and, up to END, `$helper`, the processes.
     pub(super) fn with_deed(stage: &Stage, guest: &str, place: &str, deed: &str) -> Telling<Self> {
+        Self::with_gate(stage, guest, place, deed, "")
+    }
+
+    /// As [`Receiver::with_deed`], with more options for the gate.
+    pub(super) fn with_gate(
+        stage: &Stage,
+        guest: &str,
+        place: &str,
+        deed: &str,
+        options: &str,
+    ) -> Telling<Self> {
         let meet = if place == "context" { "" } else { MEET };
         stage.sh(&format!("cat >{DEED} <<'END'\nguest={guest}\nplace={place}\n{meet}\n{deed}\nEND"))?;
-        Self::write(stage, &format!("nest-gate --at {place} --run 'source {DEED}'"), THROUGH_STUB)
+        let gate = format!("nest-gate {options} --at {place} --run 'source {DEED}'");
+        Self::write(stage, &gate, THROUGH_STUB)
     }
 
     fn write(stage: &Stage, gate: &str, environment: &str) -> Telling<Self> {
@@ -45,6 +58,11 @@ impl Receiver {
             "printf '%s\\n' '#!/bin/bash' \"{gate} | {environment}xl -v migrate-receive\" >{SCRIPT}; chmod +x {SCRIPT}"
         ))?;
         Ok(Self)
+    }
+
+    /// The script that receives, from standard input.
+    pub(super) const fn script(self) -> &'static str {
+        SCRIPT
     }
 
     /// What migrates a guest to it and ends when both ends have; `verbose` is for the sender.
@@ -68,7 +86,30 @@ impl Receiver {
     }
 }
 
-/// A guest that was created here and has never had a stub; `None` is any other.
+/// How many new guests may fall by themselves, one after another.
+const FALLS: u32 = 3;
+
+/// Does something with a new guest, and again with another one when it falls by itself.
+///
+/// # Errors
+/// What `tell` gives; or guest after guest fell.
+pub(super) fn with_new_guest(stage: &Stage, guest: &str, tell: impl Fn() -> Telling) -> Telling {
+    for _ in 0..FALLS {
+        stage.create(guest)?;
+        match tell() {
+            Err(Stop::Skip(fell)) => {
+                stage.say(format!("{fell}; once more with a new one"));
+                stage.destroy_all()?;
+                stage.expect_alone()?;
+            }
+            told => return told,
+        }
+    }
+    Err(Stop::Skip(format!("{FALLS} guests fell by themselves")))
+}
+
+/// A guest that was created here and has never had a stub; `None` is any other. Of each stub that ever was there is the log
+/// of the xl that created it, which bears its target's number.
 ///
 /// QEMU's translator now and then lets a guest fall with a triple fault while Xen's log-dirty mode protects its memory, at any
 /// instruction, with only the stock sender at work on it. An untouched guest is excused so, since nothing of ours can have
@@ -78,8 +119,9 @@ pub(super) struct Untouched(Option<String>);
 impl Untouched {
     /// Looks at it before the stock sender sets to work.
     pub(super) fn note(stage: &Stage, guest: &str) -> Telling<Self> {
-        let number = stage
-            .run(&format!("id=$(xl domid {guest}); xenstore-exists /local/domain/$id/stubdom || echo $id"))?;
+        let number = stage.run(&format!(
+            "id=$(xl domid {guest}); ls /var/log/xen/xl-*-stubdom-$id.log >/dev/null 2>&1 || echo $id"
+        ))?;
         let number = number.text.trim();
         Ok(Self((!number.is_empty()).then(|| number.to_owned())))
     }
@@ -121,10 +163,15 @@ impl Migration {
         found.ok_or_else(missing)
     }
 
-    /// Passes over memory, as the gate counted them.
-    pub(super) fn nr_passes(&self) -> Telling<u64> {
+    /// Passes over memory, as the gate counted them: as many as a guest that writes `rate` pages a second has to have.
+    pub(super) fn expect_passes(&self, rate: u64) -> Telling<u64> {
         let line = self.line("nest-gate: ")?;
         let number = line.split_whitespace().nth(1).and_then(|word| word.parse().ok());
-        number.ok_or_else(|| Stop::Failure(format!("no number of passes in {line:?}")))
+        let nr_passes = number.ok_or_else(|| Stop::Failure(format!("no number of passes in {line:?}")))?;
+        let least = if rate >= BUSY { 3 } else { 2 };
+        ensure(nr_passes >= least, || {
+            format!("expected {least} passes over memory or more, got {nr_passes}")
+        })?;
+        Ok(nr_passes)
     }
 }

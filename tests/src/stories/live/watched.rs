@@ -9,10 +9,11 @@ use serde_json::Value;
 pub(super) struct Watched;
 
 impl Watched {
-    /// Starts both.
+    /// Starts both; those of a guest that fell by itself end.
     pub(super) fn start(stage: &Stage) -> Telling<Self> {
         stage.sh(
-            "for json in '' --json; do
+            "kill $(cat /run/watched.pid /run/watched--json.pid 2>/dev/null) 2>/dev/null
+             for json in '' --json; do
                  setsid stubctl status --watch $json >/run/watched$json 2>&1 </dev/null & echo $! >/run/watched$json.pid
              done",
         )?;
@@ -24,7 +25,9 @@ impl Watched {
     /// # Errors
     /// No rate, no pass, no estimate was shown.
     pub(super) fn finish(self, stage: &Stage) -> Telling<String> {
-        stage.sh("kill $(cat /run/watched.pid /run/watched--json.pid)")?;
+        stage.sh(
+            "kill $(cat /run/watched.pid /run/watched--json.pid); rm /run/watched.pid /run/watched--json.pid",
+        )?;
         expect_lines(&stage.sh("cat /run/watched--json")?)?;
         let shown = stage.sh("cat /run/watched")?;
         let bars: Vec<_> = shown.lines().map(str::trim).filter(|line| line.starts_with("[#")).collect();
