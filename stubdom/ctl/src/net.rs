@@ -1,7 +1,8 @@
 //! The relay's network: a bridge without an uplink, and the stub's address on it.
 //!
 //! **Takes** a bridge's name, a MAC. **Gives** a bridge that forwards at once, an IPv6 link-local address. **Never**
-//! joins the bridge to anything else: only stubs and dom0 are on it, and the stubs cannot reach each other.
+//! joins the bridge to anything else: only stubs and dom0 are on it, and a stub that receives cannot reach the others. (A vif
+//! that somebody plugs anew when the stub has restored is not kept apart: nobody is there to see it.)
 
 use std::fmt;
 use std::fs;

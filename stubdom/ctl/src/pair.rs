@@ -6,6 +6,7 @@
 use crate::conf::{Conf, settled_name};
 use crate::control_channel::{ControlChannel, HEARTBEAT};
 use crate::error::Error;
+use crate::ffi::sys;
 use crate::host::{Host, home};
 use crate::{net, xl_lock};
 use control::{Transport, nodes};
@@ -96,7 +97,7 @@ impl<'a> Stub<'a> {
         stub.link()?;
         host.xen.set_target(domid, target)?;
         if conf.transport == Transport::Tcp {
-            net::isolate_port(domid);
+            net::isolate_port(domid); // and again at every look at the stub: its vif may be plugged anew
         }
         Ok(stub)
     }
@@ -233,7 +234,8 @@ fn spawn_create(conf: &Conf, name: &str) -> std::io::Result<Child> {
     // xl reads these behind the file, and the last setting counts.
     command.args(extra_settings(conf, name));
     // libxl's pipes to this process are no business of the daemon that xl leaves behind.
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    sys::unblock_termination(&mut command).spawn()
 }
 
 /// The name of a guest's stub. The guest's own came with its stream and becomes part of an xl config: what could end a
@@ -284,7 +286,9 @@ fn first_line(said: &str) -> String {
 
 /// Runs an xl command to its end.
 pub(crate) fn xl(arguments: &[&str]) -> Result<(), String> {
-    let output = Command::new("xl").args(arguments).stdin(Stdio::null()).output();
+    let mut command = Command::new("xl");
+    command.args(arguments).stdin(Stdio::null());
+    let output = sys::unblock_termination(&mut command).output();
     let output = output.map_err(|error| format!("cannot run xl: {error}"))?;
     if output.status.success() { Ok(()) } else { Err(first_line(&String::from_utf8_lossy(&output.stderr))) }
 }

@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::ffi::sys::Polled;
 use crate::helper::Request;
 use crate::host::Host;
+use crate::net;
 use crate::pair::{self, Stub};
 use crate::relay::ring::Ring;
 use crate::relay::tcp::Tcp;
@@ -88,7 +89,7 @@ fn receive(
     account.lap("connect");
     let relay = Relay::new(stream, way);
     let broker = Broker::new(&host.xen, arguments.target, request.libxl);
-    let delivered = 0;
+    let (now, delivered, progressed) = (Instant::now(), 0, 0);
     Receiving {
         request,
         stub: stub.domid,
@@ -97,7 +98,9 @@ fn receive(
         broker,
         account,
         broken: None,
-        moved: Instant::now(),
+        looked: now,
+        moved: now,
+        progressed,
         delivered,
         percent: 0,
     }
@@ -141,8 +144,12 @@ struct Receiving<'a> {
     account: &'a mut Account,
     /// What ended the relay, if anything has: the stub is about to say why.
     broken: Option<RelayError>,
-    /// When the stub last took bytes or spoke.
+    /// When the stub was last looked at.
+    looked: Instant,
+    /// When the stub last took bytes or said something new.
     moved: Instant,
+    /// Bytes of the stream that the stub said it had then: it tells of its progress whenever it wakes, moved or not.
+    progressed: u64,
     /// Bytes of the stream that the stub had taken then.
     delivered: u64,
     /// The last progress that libxl heard of.
@@ -188,7 +195,6 @@ impl Receiving<'_> {
         let readable = self.relay.source().map_or(Polled::never(), Polled::readable);
         let writable = self.relay.sink();
         let signalled = self.channel.readable();
-        let waited = Instant::now();
         // Only a look, as long as the stub is to be told of bytes: there may be more to tell of at once.
         let patience = if self.relay.is_untold() { Duration::ZERO } else { HEARTBEAT };
         host.interrupt.wait(&[&signalled, &readable, &writable], patience)?;
@@ -199,10 +205,20 @@ impl Receiving<'_> {
         if !fill {
             self.relay.flush();
         }
-        if waited.elapsed() >= HEARTBEAT {
-            self.channel.check_alive(host)?;
+        if self.looked.elapsed() >= HEARTBEAT {
+            self.look_after_the_stub()?;
         }
         Ok((fill, drain))
+    }
+
+    fn look_after_the_stub(&mut self) -> Result<(), Error> {
+        let Request { host, conf, .. } = self.request;
+        self.looked = Instant::now();
+        self.channel.check_alive(host)?;
+        if conf.transport == Transport::Tcp {
+            net::isolate_port(self.stub);
+        }
+        Ok(())
     }
 
     /// Takes every message that has come.
@@ -211,7 +227,9 @@ impl Receiving<'_> {
             let broker = &mut self.broker;
             let next = self.channel.next(&mut |message| Some(step(broker, message)));
             let Some(step) = next.map_err(|error| self.with_refusal(error))? else { return Ok(None) };
-            self.moved = Instant::now();
+            if !matches!(step, Some(Step::Progress(progress)) if progress.nr_bytes <= self.progressed) {
+                self.moved = Instant::now();
+            }
             match step.unwrap_or(Step::Nothing) {
                 Step::Nothing => {}
                 Step::Answer(result) => self.channel.send(&self.request.host, &ToStub::Answer { result })?,
@@ -231,6 +249,7 @@ impl Receiving<'_> {
     }
 
     fn show(&mut self, progress: Progress) {
+        self.progressed = progress.nr_bytes;
         let (host, stub) = (&self.request.host, self.stub);
         if let Some(lap) = self.account.enter(progress, || stub_cpu_ns(host, stub)) {
             log::info!("{}: {} ({lap})", self.request.guest, progress.phase.as_str());
@@ -258,7 +277,7 @@ impl Receiving<'_> {
     /// The stub owes something while bytes wait for it or END has gone out; a slow source is not its fault.
     fn check_stall(&mut self) -> Result<(), Error> {
         let nr_waiting = self.relay.nr_waiting();
-        // The token waits before the first byte of the stream.
+        // The token waits like a byte of the stream and is none.
         let delivered = self.relay.place().offset.saturating_sub(nr_waiting as u64);
         let owes = nr_waiting > 0 || self.relay.is_done() || self.broken.is_some();
         if !owes || delivered > self.delivered {

@@ -7,6 +7,8 @@ use std::io;
 use std::mem;
 use std::net::{SocketAddrV6, TcpStream};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::Duration;
 
 /// What [`poll`] waits for on one descriptor, and what it found.
@@ -196,8 +198,8 @@ pub(crate) fn own_cpu() -> Duration {
     duration(usage.ru_utime) + duration(usage.ru_stime)
 }
 
-/// Turns SIGTERM and SIGINT into a descriptor that is readable once one of them came.
-pub(crate) fn termination_fd() -> io::Result<OwnedFd> {
+/// SIGTERM and SIGINT.
+fn termination_set() -> libc::sigset_t {
     // SAFETY: sigset_t is a C structure of integers, for which all zeroes is a value; sigemptyset sets it anyway.
     let mut set: libc::sigset_t = unsafe { mem::zeroed() };
     // SAFETY: `set` is a sigset_t that outlives the call.
@@ -206,6 +208,28 @@ pub(crate) fn termination_fd() -> io::Result<OwnedFd> {
         // SAFETY: `set` is an initialised sigset_t and the signal number is valid.
         unsafe { libc::sigaddset(&raw mut set, signal) };
     }
+    set
+}
+
+/// Lets a program that is to be started have SIGTERM and SIGINT again: it inherits what [`termination_fd`] blocks here, and
+/// hands it on to the daemons that it leaves behind, which nobody could end by a signal then.
+pub(crate) fn unblock_termination(command: &mut Command) -> &mut Command {
+    let set = termination_set();
+    let unblock = move || {
+        // SAFETY: `set` is initialised; the old mask is not asked for.
+        match unsafe { libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: between fork and exec `unblock` makes one call, which signal-safety(7) lists; it neither allocates nor takes
+    // a lock, and `set` is its own copy.
+    unsafe { command.pre_exec(unblock) }
+}
+
+/// Turns SIGTERM and SIGINT into a descriptor that is readable once one of them came.
+pub(crate) fn termination_fd() -> io::Result<OwnedFd> {
+    let set = termination_set();
     // SAFETY: `set` is initialised; the old mask is not asked for.
     let rc = unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
     if rc < 0 {
@@ -225,7 +249,7 @@ mod tests {
     use super::*;
     use std::fs::File;
     use std::os::fd::AsFd;
-    use std::process::Command;
+    use std::os::unix::process::ExitStatusExt;
 
     const FILE: &str = "STUBCTL_TEST_LOCK";
 
@@ -237,6 +261,19 @@ mod tests {
         assert!(lock_byte(file.as_fd(), 7).is_err());
         lock_byte(file.as_fd(), 8).unwrap();
         assert!(lock_holder(file.as_fd()).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_program_that_is_started_can_be_ended_by_a_signal() {
+        let _blocked = termination_fd().unwrap();
+        let script = ["-c", "kill -TERM $$; exit 7"];
+        assert_eq!(
+            Command::new("sh").args(script).status().unwrap().code(),
+            Some(7),
+            "std hands the mask on"
+        );
+        let ended = unblock_termination(Command::new("sh").args(script)).status().unwrap();
+        assert_eq!(ended.signal(), Some(libc::SIGTERM));
     }
 
     #[test]
