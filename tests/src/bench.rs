@@ -36,6 +36,8 @@ pub struct Plan {
     pub nr_rounds: usize,
     /// Whether a Linux guest takes each file by netcat too.
     pub netcat: bool,
+    /// Whether each change that was made for speed is switched off in turn too.
+    pub changes: bool,
 }
 
 /// A way of getting the stream into a guest.
@@ -43,27 +45,47 @@ pub struct Plan {
 enum Way {
     Stock,
     Tcp,
+    /// Every segment goes over the bridge and the vif by itself.
+    TcpInSegments,
     Ring,
+    /// The stub sleeps whenever its ring is empty.
+    RingAsleep,
 }
 
 impl Way {
-    const ALL: [Self; 3] = [Self::Stock, Self::Tcp, Self::Ring];
+    const ALL: [Self; 5] = [Self::Stock, Self::Tcp, Self::TcpInSegments, Self::Ring, Self::RingAsleep];
 
     const fn as_str(self) -> &'static str {
         match self {
             Self::Stock => "stock",
             Self::Tcp => "stub, tcp",
+            Self::TcpInSegments => "stub, tcp without GSO",
             Self::Ring => "stub, ring",
+            Self::RingAsleep => "stub, ring without staying awake",
         }
     }
 
-    /// What dom0's shell does before the restore, and in front of it.
+    /// Whether it is there to show what a change brought.
+    const fn is_change(self) -> bool {
+        matches!(self, Self::TcpInSegments | Self::RingAsleep)
+    }
+
+    /// What dom0's shell does before the restore, and in front of it. The bridge is there once a stream has come by TCP.
     fn set_up(self, guest: &str) -> (String, &'static str) {
-        let conf = |transport| format!("echo transport = {transport} >/etc/xen/stubdom/{guest}.conf");
+        let conf = |settings| format!("printf 'transport = {settings}\\n' >/etc/xen/stubdom/{guest}.conf");
+        let segments = |nr: u32| {
+            format!("! ip link show xenstub0 >/dev/null 2>&1 || ip link set xenstub0 gso_max_segs {nr}")
+        };
+        let asleep =
+            "{ cat /etc/xen/stubdom/stubdom.cfg; echo 'extra = \"awake_us=0\"'; } >/run/bench-asleep.cfg";
         match self {
             Self::Stock => (":".into(), ""),
-            Self::Tcp => (conf("tcp"), THROUGH_STUB),
+            Self::Tcp => (format!("{}; {}", conf("tcp"), segments(65535)), THROUGH_STUB),
+            Self::TcpInSegments => (format!("{}; {}", conf("tcp"), segments(1)), THROUGH_STUB),
             Self::Ring => (conf("ring"), THROUGH_STUB),
+            Self::RingAsleep => {
+                (format!("{asleep}; {}", conf("ring\\nconfig = /run/bench-asleep.cfg")), THROUGH_STUB)
+            }
         }
     }
 }
@@ -119,10 +141,11 @@ fn measure(stage: &Stage, guest: &str, plan: &Plan) -> Telling<Measured> {
     stage.ask(guest, "freeze")?;
     stage.sh(&format!("xl save {guest} {file}"))?;
     let file_bytes = parse(&stage.sh(&format!("stat -c %s {file}"))?)?;
+    let ways: Vec<Way> = Way::ALL.into_iter().filter(|way| plan.changes || !way.is_change()).collect();
     let mut series: Vec<Series> =
-        Way::ALL.iter().map(|way| Series { name: way.as_str(), rounds: Vec::new() }).collect();
+        ways.iter().map(|way| Series { name: way.as_str(), rounds: Vec::new() }).collect();
     for number in 1..=plan.nr_rounds {
-        for (way, series) in Way::ALL.iter().zip(&mut series) {
+        for (way, series) in ways.iter().zip(&mut series) {
             let round = restore(stage, guest, &file, *way)?;
             println!("{guest} round {number}: {} {:.2} s", series.name, round.seconds);
             series.rounds.push(round);

@@ -10,8 +10,8 @@ use xen_front::clock::Clock;
 /// How many times as long as it has just worked the stub stays awake.
 const FACTOR: u64 = 4;
 
-/// The longest that it stays awake, in nanoseconds.
-const MOST_NS: u64 = 2_000_000;
+/// The longest that it stays awake, in microseconds, unless `awake_us=` on the kernel's command line says otherwise.
+const MOST_US: u64 = 2_000;
 
 /// The most sleeps between one try that was in vain and the next.
 const MOST_SLEEPS: u32 = 64;
@@ -19,6 +19,8 @@ const MOST_SLEEPS: u32 = 64;
 /// When to sleep.
 pub(crate) struct Patience {
     clock: Clock,
+    /// The longest that it stays awake, in nanoseconds.
+    most_ns: u64,
     /// When it last began to work, in system time.
     worked_from_ns: u64,
     /// Sleeps until the next try.
@@ -28,8 +30,11 @@ pub(crate) struct Patience {
 }
 
 impl Patience {
-    pub(crate) fn new(clock: Clock) -> Self {
-        Self { clock, worked_from_ns: clock.now_ns(), nr_sleeps: 0, nr_vain: 1 }
+    pub(crate) fn new(clock: Clock, command_line: &str) -> Self {
+        let said = command_line.split_ascii_whitespace().find_map(|word| word.strip_prefix("awake_us="));
+        let most_us = said.and_then(|text| text.parse().ok()).unwrap_or(MOST_US);
+        let most_ns = most_us.saturating_mul(1000);
+        Self { clock, most_ns, worked_from_ns: clock.now_ns(), nr_sleeps: 0, nr_vain: 1 }
     }
 
     /// Stays awake until `stirs`, as long as that is worth it; tells whether it does.
@@ -40,7 +45,7 @@ impl Patience {
         }
         let from_ns = self.clock.now_ns();
         let until_ns =
-            from_ns + MOST_NS.min(from_ns.saturating_sub(self.worked_from_ns).saturating_mul(FACTOR));
+            from_ns + self.most_ns.min(from_ns.saturating_sub(self.worked_from_ns).saturating_mul(FACTOR));
         while !stirs() {
             if self.clock.now_ns() >= until_ns {
                 self.nr_sleeps = self.nr_vain;

@@ -141,7 +141,7 @@ impl Stub {
         let (used, free) = xen_front::heap::usage();
         log::info!("up, {} KiB of heap used, {} KiB free", used >> 10, free >> 10);
         let (ring, transport) = (None, Transport::Tcp);
-        let patience = Patience::new(clock);
+        let patience = Patience::new(clock, start_info.cmd_line());
         let pair_by_ns = clock.now_ns() + life::UNPAIRED_NS;
         let (xen, reception, exchange, is_half_built) = (None, None, Service::default(), false);
         Ok(Self {

@@ -70,6 +70,9 @@ enum Action {
         /// Sends each file to a Linux guest by netcat too.
         #[arg(long)]
         netcat: bool,
+        /// Also switches off in turn what was changed for speed: GSO, and a stub that stays awake.
+        #[arg(long)]
+        changes: bool,
         /// The guests, by the name of their configuration.
         #[arg(default_values_t = ["pvh-256".to_owned(), "pvh-1024".to_owned()])]
         guests: Vec<String>,
@@ -140,8 +143,8 @@ fn act(arguments: Arguments) -> Result<ExitCode> {
             soak(&place, name.as_deref().unwrap_or_default(), seed, rounds)
         }
         Some(Action::Demo) => demo::run(&place).map(|()| ExitCode::SUCCESS),
-        Some(Action::Bench { rounds, netcat, guests }) => {
-            let plan = bench::Plan { guests, nr_rounds: rounds, netcat };
+        Some(Action::Bench { rounds, netcat, changes, guests }) => {
+            let plan = bench::Plan { guests, nr_rounds: rounds, netcat, changes };
             bench::run(&place, &options, &plan).map(|()| ExitCode::SUCCESS)
         }
         Some(Action::Story { names, .. }) => tell(&place, &names),
