@@ -118,21 +118,25 @@ pub(crate) struct OfflineArguments {
     pub(crate) split: bool,
     /// Take no care of a Xen (before 4.20.4, 4.21.2) that may crash over frames freed beside free memory: as the stock tool
     #[arg(long)]
-    pub(crate) free: bool,
+    pub(crate) careless: bool,
     /// Have the stub panic before its call to Xen of this number
     #[arg(long, hide = true)]
     pub(crate) debug_stub_panic: Option<u32>,
     /// Abort after this step: 1 prepared, 2 paused, 3 swap asked for, 4 unpaused
     #[arg(long, hide = true)]
     pub(crate) debug_abort: Option<u8>,
+    /// Ask the stub of this guest, whoever owns the frames: it has to refuse them
+    #[arg(long, hide = true)]
+    pub(crate) debug_ask: Option<String>,
 }
 
 impl OfflineArguments {
     /// One frame, nothing special.
     pub(crate) fn of(mfn: Mfn) -> Self {
         let mfns = vec![mfn.raw()];
-        let [check, json, keep, split, free] = [false; 5];
-        Self { mfns, check, json, keep, split, free, debug_stub_panic: None, debug_abort: None }
+        let [check, json, keep, split, careless] = [false; 5];
+        let (debug_stub_panic, debug_abort, debug_ask) = (None, None, None);
+        Self { mfns, check, json, keep, split, careless, debug_stub_panic, debug_abort, debug_ask }
     }
 }
 

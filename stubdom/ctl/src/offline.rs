@@ -4,7 +4,7 @@
 //! crash the owner), and leaves a guest whose frame it refuses as it was.
 //!
 //! ```text
-//! query -> no guest's: refused, unless --free
+//! query -> no guest's: refused, unless --careless
 //!       -> mark -> whose?  ── free: done
 //!                          ── an HVM or PVH guest's: session -> exchange -> query again
 //!                          ── a PV guest's: suspend, exchange (pv_exchange)
@@ -14,7 +14,7 @@
 //! A Xen that cuts free memory unsoundly ([`XenVersion::cuts_free_memory_soundly`]) takes a marked frame out of use without
 //! harm only when the other frame of its pair is in use at that moment. There a free frame, and one whose neighbour may be
 //! free, are refused, and what stays in use after all loses its mark again, since nobody knows what is beside it when its
-//! owner frees it. `--free` switches all three off.
+//! owner frees it. `--careless` switches all three off.
 
 use crate::cli::OfflineArguments;
 use crate::commands::Guest;
@@ -73,7 +73,7 @@ impl<'a> Offliner<'a> {
     /// Xen does not say.
     pub(crate) fn new(host: &'a Host, arguments: OfflineArguments) -> Result<Self, Error> {
         let version = host.xen.version()?;
-        let careful = Some(version).filter(|_| !arguments.free && !version.cuts_free_memory_soundly());
+        let careful = Some(version).filter(|_| !arguments.careless && !version.cuts_free_memory_soundly());
         Ok(Self { host, arguments, sessions: HashMap::new(), careful })
     }
 
@@ -183,9 +183,17 @@ impl<'a> Offliner<'a> {
                 let text = "it is dom0's: it stays in use until dom0 frees it; restart this host soon";
                 Verdict::new(mfn, Kind::Refused, "dom0s", text)
             }
-            Owner::Domain(owner) => return self.exchange(owner, mfn),
+            Owner::Domain(owner) => return self.exchange(self.asked(owner)?, mfn),
         };
         Ok(verdict.into())
+    }
+
+    /// The guest whose stub is asked to exchange a frame of `owner`: he himself, except in a test of the stub's refusal.
+    fn asked(&self, owner: Domid) -> Result<Domid, Error> {
+        match &self.arguments.debug_ask {
+            None => Ok(owner),
+            Some(guest) => Ok(Guest::find(self.host, guest)?.domid),
+        }
     }
 
     fn exchange(&mut self, owner: Domid, mfn: Mfn) -> Result<Begun, Error> {
@@ -293,7 +301,7 @@ fn neighbour(mfn: Mfn) -> Mfn {
 fn unowned(mfn: Mfn, version: XenVersion) -> Verdict {
     let text = format!(
         "no guest has it: it is free or Xen's own, and stays as it is, because Xen {version} damages its lists of free \
-         memory when it takes a free frame out of use, and may crash later (mended in 4.20.4, 4.21.2 and 4.22; --free \
+         memory when it takes a free frame out of use, and may crash later (mended in 4.20.4, 4.21.2 and 4.22; --careless \
          does it all the same); try again when it is in use, or name it in badpage= on Xen's command line"
     );
     Verdict::new(mfn, Kind::Refused, "no-owner", &text)
@@ -304,7 +312,7 @@ fn beside_free_memory(mfn: Mfn, version: XenVersion) -> Verdict {
     let text = format!(
         "it could be exchanged, but {} beside it is free or Xen's own, and Xen {version} damages its lists of free memory \
          when it takes a frame beside a free one out of use, and may crash later (mended in 4.20.4, 4.21.2 and 4.22; \
-         --free does it all the same); try again later",
+         --careless does it all the same); try again later",
         neighbour(mfn)
     );
     Verdict::new(mfn, Kind::Refused, "beside-free", &text)

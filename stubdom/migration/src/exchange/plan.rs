@@ -152,14 +152,17 @@ impl Survey {
     /// # Errors
     /// The page itself is blocked or not the target's.
     pub fn plan(&self) -> Result<Plan, Refusal> {
-        let blocker = self.blockers.iter().find(|(gfn, _)| *gfn == self.gfn);
-        if let Some(&(gfn, blocker)) = blocker {
-            return Err(Refusal::Blocked { gfn, blocker });
-        }
         let gfn = self.gfn;
         let offset = gfn.raw() - gfn.align_down(Order::PAGE_2M).raw();
-        match self.frames.iter().zip(0..).find(|(_, at)| *at == offset).and_then(|(mfn, _)| *mfn) {
-            Some(got) if got != self.mfn => Err(Refusal::NotTheTargets { gfn, got }),
+        let frame = self.frames.iter().zip(0..).find(|(_, at)| *at == offset).and_then(|(mfn, _)| *mfn);
+        // Whose the frame is goes before what the page is for: of another's frame the latter says nothing.
+        if let Some(got) = frame.filter(|got| *got != self.mfn) {
+            return Err(Refusal::NotTheTargets { gfn, got });
+        }
+        if let Some(&(gfn, blocker)) = self.blockers.iter().find(|(blocked, _)| *blocked == gfn) {
+            return Err(Refusal::Blocked { gfn, blocker });
+        }
+        match frame {
             None => Err(Refusal::Blocked { gfn, blocker: Blocker::Unmappable(Errno::EINVAL) }),
             Some(_) if self.is_superpage() && self.blockers.is_empty() => Ok(Plan::Superpage),
             Some(_) => Ok(Plan::Page),

@@ -234,8 +234,10 @@ fn a_frame_that_is_another_domains_is_refused() {
     let (gfn, mfn, got) = (Gfn::new(5), Mfn::new(0x77), Mfn::new(0x88));
     let mut frames = vec![None; 512];
     frames[5] = Some(got);
-    let survey = Survey { mfn, gfn, frames, blockers: vec![] };
-    assert_eq!(survey.plan(), Err(Refusal::NotTheTargets { gfn, got }));
+    for blockers in [vec![], vec![(gfn, Blocker::Reserved(Role::Store))]] {
+        let survey = Survey { mfn, gfn, frames: frames.clone(), blockers };
+        assert_eq!(survey.plan(), Err(Refusal::NotTheTargets { gfn, got }));
+    }
 }
 
 #[test]

@@ -44,7 +44,7 @@ fn refusals(stage: &Stage) -> Telling {
     granted(stage)?;
     expect_refusal(stage, "0xffffffff", "nonexistent")?;
     expect_refusal(stage, "0x1", "no-owner")?;
-    expect_refusal(stage, "--free 0x1", "xens")?;
+    expect_refusal(stage, "--careless 0x1", "xens")?;
     stage.sh("xen-hptool mem-online 0x1")?;
     expect_refusal(stage, &dom0s, "dom0s")?;
     let mfn = stage.sh(&format!("stubctl locate {GUEST} 0x4321"))?;
