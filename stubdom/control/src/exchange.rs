@@ -194,7 +194,7 @@ pub enum Reason {
     XenHeap,
     /// Video memory or ROM that the device model keeps mapped.
     DeviceModel,
-    /// A back end has it mapped.
+    /// It is granted to a back end.
     Granted,
     /// It has the look of a page that Xen itself writes to (registered `vcpu_info`, event channel arrays).
     LooksPinned,

@@ -159,12 +159,12 @@ pub trait XenExchange: Xen {
     /// What Xen returned.
     fn param(&mut self, index: u32) -> Result<u64, Errno>;
 
-    /// Looks in the target's grant table for an entry that names one of these gfns and that somebody has mapped
-    /// (`GTF_reading` or `GTF_writing`).
+    /// Looks in the target's grant table for an entry in force that names one of these gfns, whether or not anybody has it
+    /// mapped.
     ///
     /// # Errors
     /// Why the table cannot be read.
-    fn mapped_grant(&mut self, first: Gfn, nr_frames: u64) -> Result<Option<(Gfn, Gref)>, Errno>;
+    fn grant_in_force(&mut self, first: Gfn, nr_frames: u64) -> Result<Option<(Gfn, Gref)>, Errno>;
 }
 
 /// What only dom0 may do to the target. Each call returns when dom0 has answered.

@@ -22,7 +22,7 @@ const GRANT_ENTRY_BYTES: usize = 8;
 /// `GTF_permit_access`.
 const GTF_PERMIT_ACCESS: u16 = 1;
 
-/// Frames of the target's grant table that are looked at: as many as Xen allows by default (`gnttab_max_frames`).
+/// Frames of the target's grant table that are looked at at once: as many as Xen allows by default (`gnttab_max_frames`).
 const NR_GRANT_FRAMES: usize = 64;
 
 /// The target, and the window onto its frames.

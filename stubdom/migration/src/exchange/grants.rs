@@ -13,18 +13,19 @@ use xen_front::types::{Gfn, Gref};
 pub enum Version {
     /// `grant_entry_v1`: flags, domid, 32 bits of frame.
     V1,
-    /// `grant_entry_v2`: flags, domid, padding, 64 bits of frame. Which entries are mapped stands elsewhere, so every
-    /// entry in force counts as mapped.
+    /// `grant_entry_v2`: flags, domid, padding, 64 bits of frame.
     V2,
 }
 
 /// `GTF_type_mask`: an entry of type 0 is not in force.
 const GTF_TYPE_MASK: u16 = 3;
-/// `GTF_reading` and `GTF_writing`: Xen sets them while somebody has the frame mapped.
-const GTF_IN_USE: u16 = 1 << 3 | 1 << 4;
 
-/// Finds an entry in a frame of the table, the first of which is `first`, that is mapped and names one of `pages`.
-pub fn find_mapped(version: Version, first: Gref, frame: &[u8], pages: &Range<Gfn>) -> Option<(Gfn, Gref)> {
+/// Finds an entry in a frame of the table, the first of which is `first`, that is in force and names one of `pages`.
+///
+/// Whether anybody has it mapped (`GTF_reading`, `GTF_writing`) does not count: a back end runs on while the guest stands
+/// still, and may map the page or copy into it (`GNTTABOP_copy`, which sets these flags for microseconds) at any moment.
+/// What is not in force cannot come into force while the guest stands.
+pub fn find_granted(version: Version, first: Gref, frame: &[u8], pages: &Range<Gfn>) -> Option<(Gfn, Gref)> {
     let len = match version {
         Version::V1 => 8,
         Version::V2 => 16,
@@ -34,20 +35,17 @@ pub fn find_mapped(version: Version, first: Gref, frame: &[u8], pages: &Range<Gf
     named.find(|(gfn, _)| pages.contains(gfn))
 }
 
-/// The page of an entry that is mapped.
+/// The page of an entry in force.
 fn named_page(version: Version, entry: &[u8]) -> Option<Gfn> {
     let flags = u16::from_le_bytes(entry.first_chunk().copied()?);
-    let in_force = flags & GTF_TYPE_MASK != 0;
-    match version {
-        Version::V1 if in_force && flags & GTF_IN_USE != 0 => {
-            let frame = u32::from_le_bytes(entry.get(4..)?.first_chunk().copied()?);
-            Some(Gfn::new(frame.into()))
-        }
-        Version::V2 if in_force => {
-            Some(Gfn::new(u64::from_le_bytes(entry.get(8..)?.first_chunk().copied()?)))
-        }
-        Version::V1 | Version::V2 => None,
+    if flags & GTF_TYPE_MASK == 0 {
+        return None;
     }
+    let frame = match version {
+        Version::V1 => u32::from_le_bytes(entry.get(4..)?.first_chunk().copied()?).into(),
+        Version::V2 => u64::from_le_bytes(entry.get(8..)?.first_chunk().copied()?),
+    };
+    Some(Gfn::new(frame))
 }
 
 #[cfg(test)]
@@ -64,10 +62,12 @@ mod tests {
     }
 
     #[test]
-    fn only_an_entry_that_somebody_has_mapped_counts() {
-        let find =
-            |flags| find_mapped(Version::V1, Gref::new(512), &[v1(0, 0), v1(flags, 0x1003)].concat(), &PAGES);
-        assert_eq!(find(1), None);
+    fn every_entry_in_force_counts_mapped_or_not_read_only_or_not() {
+        let find = |flags| {
+            find_granted(Version::V1, Gref::new(512), &[v1(0, 0), v1(flags, 0x1003)].concat(), &PAGES)
+        };
+        assert_eq!(find(1), Some((Gfn::new(0x1003), Gref::new(513))), "nobody has it mapped");
+        assert_eq!(find(1 | 1 << 2), Some((Gfn::new(0x1003), Gref::new(513))), "read-only");
         assert_eq!(find(1 | 1 << 3), Some((Gfn::new(0x1003), Gref::new(513))));
         assert_eq!(find(1 | 1 << 4), Some((Gfn::new(0x1003), Gref::new(513))));
         assert_eq!(find(1 << 4), None, "an entry not in force");
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn entries_of_other_pages_do_not_count() {
         let table = [v1(1 | 1 << 4, 0xfff), v1(1 | 1 << 4, 0x1010), v1(1 | 1 << 4, 0x1000)].concat();
-        let found = find_mapped(Version::V1, Gref::new(0), &table, &PAGES);
+        let found = find_granted(Version::V1, Gref::new(0), &table, &PAGES);
         assert_eq!(found, Some((Gfn::new(0x1000), Gref::new(2))));
     }
 
@@ -85,7 +85,7 @@ mod tests {
         let mut entry = [0; 16];
         entry[0] = 1;
         entry[8..].copy_from_slice(&0x1005_u64.to_le_bytes());
-        let find = |entry: &[u8]| find_mapped(Version::V2, Gref::new(0), entry, &PAGES);
+        let find = |entry: &[u8]| find_granted(Version::V2, Gref::new(0), entry, &PAGES);
         assert_eq!(find(&entry), Some((Gfn::new(0x1005), Gref::new(0))));
         entry[0] = 0;
         assert_eq!(find(&entry), None);

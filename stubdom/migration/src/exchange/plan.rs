@@ -10,7 +10,7 @@ use xen_front::types::{Gfn, Gref, Mfn, Order};
 pub enum Blocker {
     /// Something outside of the guest knows the frame by this role.
     Reserved(Role),
-    /// Another domain has it mapped by this grant; it would go on using the old frame.
+    /// It is granted to another domain by this grant, which may use it at any moment, and the old frame then.
     Granted(Gref),
     /// It cannot be mapped: a hole, a device's registers, a failed frame (`EINVAL`), or another domain's (`EBUSY`).
     Unmappable(Errno),
@@ -24,7 +24,7 @@ impl fmt::Display for Blocker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Reserved(role) => write!(f, "it is {role}"),
-            Self::Granted(gref) => write!(f, "another domain has it mapped, by grant {}", gref.raw()),
+            Self::Granted(gref) => write!(f, "it is granted to another domain, by grant {}", gref.raw()),
             Self::Unmappable(Errno::EBUSY) => f.write_str("it belongs to another domain"),
             Self::Unmappable(Errno::EINVAL) => {
                 f.write_str("it is a hole, device registers or a broken frame")

@@ -89,11 +89,11 @@ fn pinned_pages<X: XenExchange>(pages: &[Gfn], now_ns: u64, xen: &X) -> Vec<(Gfn
     found.map(|(gfn, _)| (gfn, Blocker::LooksPinned)).collect()
 }
 
-/// Asks whether one of these consecutive pages is granted and mapped.
+/// Asks whether one of these consecutive pages is granted.
 pub(super) fn grant_blocker<X: XenExchange>(
     pages: &[Gfn],
     xen: &mut X,
 ) -> Result<Option<(Gfn, Blocker)>, Error> {
-    let grant = retry(|| xen.mapped_grant(pages[0], pages.len() as u64)).map_err(at(Step::Grants))?;
+    let grant = retry(|| xen.grant_in_force(pages[0], pages.len() as u64)).map_err(at(Step::Grants))?;
     Ok(grant.map(|(gfn, gref)| (gfn, Blocker::Granted(gref))))
 }

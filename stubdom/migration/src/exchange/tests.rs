@@ -94,8 +94,8 @@ fn the_guest_stands_still_for_a_handful_of_calls() {
         exchange.finish(&mut xen).expect("fine");
         ledger
     };
-    assert_eq!(calls(Gfn::new(0x2003)), "map 1\nmapped_grant\nmove_page\nmap 1\nnote_modified\n");
-    let superpage = "map 512\nmapped_grant\ndecrease 2M 1/1\npopulate 2M 1/1\nmap 512\nnote_modified\n";
+    assert_eq!(calls(Gfn::new(0x2003)), "map 1\ngrant_in_force\nmove_page\nmap 1\nnote_modified\n");
+    let superpage = "map 512\ngrant_in_force\ndecrease 2M 1/1\npopulate 2M 1/1\nmap 512\nnote_modified\n";
     assert_eq!(calls(Gfn::new(3)), superpage);
 }
 
@@ -201,7 +201,7 @@ fn what_must_stay_is_refused_by_name_and_nothing_is_touched() {
     let none = |_: &mut FakeXen| {};
     assert_refused(STORE, &[], none, blocked(STORE, Blocker::Reserved(Role::Store)));
     assert_refused(gfn, &[vram], none, blocked(gfn, Blocker::Reserved(Role::DeviceModel)));
-    let grant = |xen: &mut FakeXen| _ = xen.mapped_grants.insert(gfn, Gref::new(9));
+    let grant = |xen: &mut FakeXen| _ = xen.granted.insert(gfn, Gref::new(9));
     assert_refused(gfn, &[], grant, blocked(gfn, Blocker::Granted(Gref::new(9))));
     let broken = |xen: &mut FakeXen| _ = xen.unmappable.insert(gfn);
     assert_refused(gfn, &[], broken, blocked(gfn, Blocker::Unmappable(Errno::EINVAL)));
@@ -243,7 +243,7 @@ fn a_frame_that_is_another_domains_is_refused() {
 #[test]
 fn a_superpage_with_a_page_that_must_stay_is_split() {
     let mut xen = guest();
-    xen.mapped_grants.insert(Gfn::new(513), Gref::new(9));
+    xen.granted.insert(Gfn::new(513), Gref::new(9));
     let report = exchange(&mut xen, Gfn::new(700)).expect("the page itself is free");
     assert_eq!((report.outcome, xen.is_superpage(Gfn::new(700))), (Outcome::Page, false));
 }
@@ -263,7 +263,7 @@ fn what_xen_says_of_a_page_goes_before_its_look() {
     let gfn = Gfn::new(700);
     let change = |xen: &mut FakeXen| {
         xen.pin(gfn, Pinned::VcpuInfo);
-        xen.mapped_grants.insert(gfn, Gref::new(9));
+        xen.granted.insert(gfn, Gref::new(9));
     };
     let blocked = Refusal::Blocked { gfn, blocker: Blocker::Granted(Gref::new(9)) };
     assert_refused(gfn, &[], change, blocked.into());
@@ -317,7 +317,7 @@ fn what_the_guest_changes_meanwhile_is_found_before_anything_is_swapped() {
         assert!(xen.nr_owned() < before && xen.nr_orphans() == 0);
         error
     };
-    let grant = swap(&|xen| _ = xen.mapped_grants.insert(gfn, Gref::new(4)));
+    let grant = swap(&|xen| _ = xen.granted.insert(gfn, Gref::new(4)));
     assert_eq!(grant, Error::Refused(Refusal::Blocked { gfn, blocker: Blocker::Granted(Gref::new(4)) }));
     let moved = swap(&|xen| xen.move_page(Gfn::new(0x2004), gfn).expect("the guest's own affair"));
     assert_eq!(moved, Error::Moved { gfn });
@@ -365,6 +365,26 @@ fn a_superpage_that_goes_only_in_part_is_patched() {
         let refused = Error::Xen { step: Step::Move, errno: Errno::EINVAL };
         let expected = if stuck == 700 { Err(refused) } else { Ok(Outcome::SplitSuperpage) };
         assert_eq!(outcome, expected, "stuck at {stuck}");
+    }
+}
+
+#[test]
+fn a_back_end_that_copies_into_a_granted_page_at_any_moment_loses_nothing() {
+    let (failing, granted) = (Gfn::new(700), Gfn::new(701));
+    let guest_with_grant = || {
+        let mut xen = guest();
+        xen.granted.insert(granted, Gref::new(9));
+        xen
+    };
+    let mut sound = guest_with_grant();
+    let report = exchange(&mut sound, failing).expect("the page itself is not granted");
+    assert_eq!(report.outcome, Outcome::Page, "a superpage with a granted page is split");
+    for nr in telling(&sound.ledger.0) {
+        let mut xen = guest_with_grant();
+        xen.back_end = Some((nr, granted));
+        exchange(&mut xen, failing).expect("the page itself is not granted");
+        let page = xen.page(granted).expect("populated");
+        assert!(page.starts_with(FakeXen::COPIED), "copied before call {nr}");
     }
 }
 
@@ -428,7 +448,7 @@ fn whichever_call_fails_once_a_pinned_page_is_refused_all_the_same() {
 
 #[test]
 fn a_call_that_fails_for_good_leaves_the_guest_as_it_was() {
-    for name in ["param", "page_type", "mapped_grant", "move_page"] {
+    for name in ["param", "page_type", "grant_in_force", "move_page"] {
         let mut xen = guest();
         let before = (memory(&xen), frames(&xen));
         xen.fail_name = Some(name);

@@ -39,6 +39,9 @@ impl FakeXen {
     /// Xen's system time, in nanoseconds.
     pub const NOW_NS: u64 = 1 << 40;
 
+    /// What [`FakeXen::back_end`] copies.
+    pub const COPIED: &[u8] = b"received by a back end";
+
     /// Has Xen pin a page and keep this in it.
     pub fn pin(&mut self, gfn: Gfn, pinned: Pinned) {
         self.write(gfn, &pinned.page());
@@ -168,10 +171,10 @@ impl XenExchange for FakeXen {
         self.call("param", |xen| Ok(xen.params.get(&index).copied().unwrap_or(0)))
     }
 
-    fn mapped_grant(&mut self, first: Gfn, nr_frames: u64) -> Result<Option<(Gfn, Gref)>, Errno> {
-        self.call("mapped_grant", |xen| {
+    fn grant_in_force(&mut self, first: Gfn, nr_frames: u64) -> Result<Option<(Gfn, Gref)>, Errno> {
+        self.call("grant_in_force", |xen| {
             let end = first.checked_add(nr_frames).ok_or(Errno::EINVAL)?;
-            Ok(xen.mapped_grants.range(first..end).next().map(|(gfn, gref)| (*gfn, *gref)))
+            Ok(xen.granted.range(first..end).next().map(|(gfn, gref)| (*gfn, *gref)))
         })
     }
 }

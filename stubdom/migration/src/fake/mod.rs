@@ -48,8 +48,11 @@ pub struct FakeXen {
     pub unmovable: BTreeSet<Gfn>,
     /// Types of pages that are no ordinary memory.
     pub page_types: BTreeMap<Gfn, PageType>,
-    /// Pages that another domain has mapped, and by which grant.
-    pub mapped_grants: BTreeMap<Gfn, Gref>,
+    /// Pages with a grant in force, and by which.
+    pub granted: BTreeMap<Gfn, Gref>,
+    /// A back end: before the call of this number, counted from 0, it copies [`FakeXen::COPIED`] into this page, if it is
+    /// granted.
+    pub back_end: Option<(usize, Gfn)>,
     /// HVM parameters.
     pub params: BTreeMap<u32, u64>,
     /// Entries of the target's grant table.
@@ -77,7 +80,8 @@ impl FakeXen {
             unremovable: BTreeSet::new(),
             unmovable: BTreeSet::new(),
             page_types: BTreeMap::new(),
-            mapped_grants: BTreeMap::new(),
+            granted: BTreeMap::new(),
+            back_end: None,
             params: BTreeMap::new(),
             grants: BTreeMap::new(),
             ledger: Ledger::default(),
@@ -161,6 +165,11 @@ impl FakeXen {
     /// Counts a call; tells whether it is the one to fail.
     fn fails(&mut self) -> bool {
         assert!(self.die_at != Some(self.ledger.0.len()), "the stub dies here");
+        if let Some((_, gfn)) = self.back_end.filter(|(nr, _)| *nr == self.ledger.0.len())
+            && self.granted.contains_key(&gfn)
+        {
+            self.write(gfn, Self::COPIED);
+        }
         self.fail_call == Some(self.ledger.0.len())
     }
 

@@ -3,7 +3,7 @@
 use super::{NR_GRANT_FRAMES, TargetXen, in_window};
 use alloc::vec;
 use alloc::vec::Vec;
-use migration::exchange::grants::{Version, find_mapped};
+use migration::exchange::grants::{Version, find_granted};
 use migration::xen::{Access, Errno, PageType, XenExchange};
 use xen_front::hypercall::hvm::{self, MemType};
 use xen_front::hypercall::memory::{self, Resource};
@@ -12,15 +12,13 @@ use xen_front::types::{Gfn, Gref, Mfn, PAGE_SIZE};
 use xen_front::window;
 
 impl TargetXen {
-    /// Maps the frames that the target's grant table has now; gives how many.
-    fn map_grant_table(&mut self) -> Result<usize, Errno> {
-        let (nr_frames, _) = grant_table::query_size_of(self.target)?;
+    /// Maps frames of the target's grant table, `first` and as many as there is room for; gives how many.
+    fn map_grant_table(&mut self, first: usize, end: usize) -> Result<usize, Errno> {
         let mut mfns = [Mfn::new(0); NR_GRANT_FRAMES];
         let mut errors = [0; NR_GRANT_FRAMES];
-        let nr_frames = usize::try_from(nr_frames).unwrap_or(usize::MAX);
-        let mfns = mfns.get_mut(..nr_frames).ok_or(Errno::E2BIG)?;
-        memory::acquire_resource(self.target, Resource::GrantTableShared, 0, mfns)?;
-        let errors = &mut errors[..nr_frames];
+        let nr_frames = end.saturating_sub(first).min(NR_GRANT_FRAMES);
+        let (mfns, errors) = (&mut mfns[..nr_frames], &mut errors[..nr_frames]);
+        memory::acquire_resource(self.target, Resource::GrantTableShared, first as u64, mfns)?;
         self.grants.map_mfns(window::Access::Read, mfns, errors);
         errors.iter().find(|error| **error != 0).map_or(Ok(nr_frames), |error| Err(Errno::new(*error)))
     }
@@ -101,22 +99,25 @@ impl XenExchange for TargetXen {
         hvm::get_param(self.target, index)
     }
 
-    fn mapped_grant(&mut self, first: Gfn, nr_frames: u64) -> Result<Option<(Gfn, Gref)>, Errno> {
+    fn grant_in_force(&mut self, first: Gfn, nr_frames: u64) -> Result<Option<(Gfn, Gref)>, Errno> {
         self.burn();
         let pages = first..first.checked_add(nr_frames).ok_or(Errno::EINVAL)?;
         let version = self.grant_version();
-        let nr_slots = self.map_grant_table()?;
         let entries_a_frame = match version {
             Version::V1 => PAGE_SIZE / 8,
             Version::V2 => PAGE_SIZE / 16,
         };
+        let (nr_frames, _) = grant_table::query_size_of(self.target)?;
+        let end = usize::try_from(nr_frames).unwrap_or(usize::MAX);
         let mut frame = vec![0; PAGE_SIZE];
         let mut found = None;
-        for slot in 0..nr_slots {
-            self.grants.read(slot, 0, &mut frame);
-            // At most 64 frames of 512 entries.
-            let first = Gref::new(u32::try_from(slot * entries_a_frame).unwrap_or(u32::MAX));
-            found = found.or_else(|| find_mapped(version, first, &frame, &pages));
+        for first in (0..end).step_by(NR_GRANT_FRAMES) {
+            for slot in 0..self.map_grant_table(first, end)? {
+                self.grants.read(slot, 0, &mut frame);
+                let gref = (first + slot).saturating_mul(entries_a_frame);
+                let gref = Gref::new(u32::try_from(gref).unwrap_or(u32::MAX));
+                found = found.or_else(|| find_granted(version, gref, &frame, &pages));
+            }
         }
         self.grants.unmap();
         Ok(found)
