@@ -4,6 +4,7 @@ use crate::cli::{Cli, Command};
 use crate::conf::{Conf, DIRECTORY};
 use crate::control_channel::ControlChannel;
 use crate::error::Error;
+use crate::ffi::sys;
 use crate::host::{Host, home};
 use crate::interrupt::Interrupt;
 use crate::pair::{self, PairError, Stub};
@@ -35,6 +36,9 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn run(command: &Command) -> Result<ExitCode, Error> {
+    if matches!(command, Command::Status(_) | Command::Map(_) | Command::Locate { .. } | Command::Pages(_)) {
+        sys::end_with_reader();
+    }
     let host = Host::open(Interrupt::new()?)?;
     match command {
         Command::Status(arguments) => status::run(&host, arguments),

@@ -49,7 +49,7 @@ impl Xenctrl {
     /// Marks a frame offline; gives the status word (`PG_OFFLINE_*`).
     ///
     /// Never for a frame that is broken and has an owner: Xen crashes the owner then. Dom0's vCPU leaves physical CPU 0 for
-    /// the time of the call.
+    /// the time of the call, whoever the owner is: only this call tells.
     pub(crate) fn mark_offline(&self, mfn: Mfn) -> Result<u32, XenError> {
         let _elsewhere = Elsewhere::go(self)?;
         let mut status = 0;

@@ -39,11 +39,32 @@ const E820_RAM: u32 = 1;
 /// Most entries of a map (`E820MAX`).
 const E820_MAX: u32 = 1024;
 
-/// What libxenguest maps the machine-to-phys table by (`M2P_SHIFT`), in bytes.
-const M2P_CHUNK_BYTES: usize = 1 << 21;
-
 /// What stands in the table for a frame that no domain has at a place (`INVALID_M2P_ENTRY`).
 const NO_GFN: u64 = u64::MAX;
+
+/// The machine-to-phys table, mapped for the life of the process: for a host of 1 TiB it has 2 GiB of addresses.
+pub(crate) struct MachineToPhys {
+    entries: NonNull<u64>,
+    end: u64,
+}
+
+impl MachineToPhys {
+    fn map(xen: &Xenctrl) -> Result<Self, XenError> {
+        let end = xen.end_mfn()?.raw();
+        // SAFETY: the handle is open; no first frame is asked for.
+        let entries = unsafe { xc_map_m2p(xen.raw(), end, libc::PROT_READ, ptr::null_mut()) };
+        Ok(Self { entries: NonNull::new(entries).ok_or_else(|| failed("xc_map_m2p"))?, end })
+    }
+
+    fn gfn(&self, mfn: Mfn) -> Result<u64, XenError> {
+        let none = XenError { call: "xc_map_m2p", domid: None, errno: libc::EINVAL };
+        let index = usize::try_from(mfn.raw()).ok().filter(|_| mfn.raw() < self.end).ok_or(none)?;
+        // SAFETY: the table has an entry for every frame below `end`, of which this is one.
+        let entry = unsafe { self.entries.as_ptr().add(index) };
+        // SAFETY: the entry is mapped for reading as long as the process lives, and aligned; Xen may change it meanwhile.
+        Ok(unsafe { entry.read_volatile() })
+    }
+}
 
 /// One of the two calls on a range of frames.
 type RangeCall = unsafe extern "C" fn(*mut XcInterface, c_ulong, c_ulong, *mut u32) -> c_int;
@@ -78,20 +99,14 @@ impl Xenctrl {
     /// Tells, by the machine-to-phys table, whether a domain has the frame at a place of its memory. If not it is free, or
     /// Xen's own.
     pub(crate) fn has_place(&self, mfn: Mfn) -> Result<bool, XenError> {
-        let end = self.end_mfn()?.raw();
-        let none = XenError { call: "xc_map_m2p", domid: None, errno: libc::EINVAL };
-        let index = usize::try_from(mfn.raw()).ok().filter(|_| mfn.raw() < end).ok_or(none)?;
-        // SAFETY: the handle is open; no first frame is asked for.
-        let table = unsafe { xc_map_m2p(self.raw(), end, libc::PROT_READ, ptr::null_mut()) };
-        let table = NonNull::new(table).ok_or_else(|| failed("xc_map_m2p"))?;
-        // SAFETY: the table has an entry for every frame below `end`, of which this is one.
-        let entry = unsafe { table.as_ptr().add(index) };
-        // SAFETY: the entry is mapped for reading, and aligned; Xen may change it meanwhile.
-        let gfn = unsafe { entry.read_volatile() };
-        let nr_bytes = usize::try_from(end * 8).unwrap_or(usize::MAX).next_multiple_of(M2P_CHUNK_BYTES);
-        // SAFETY: libxenguest has mapped that many bytes in one piece; nothing points there any more.
-        unsafe { libc::munmap(table.as_ptr().cast(), nr_bytes) };
-        Ok(gfn != NO_GFN)
+        let table = match self.machine_to_phys().get() {
+            Some(table) => table,
+            None => {
+                let table = MachineToPhys::map(self)?;
+                self.machine_to_phys().get_or_init(|| table)
+            }
+        };
+        Ok(table.gfn(mfn)? != NO_GFN)
     }
 
     /// Takes the mark back; gives the status word (`PG_ONLINE_*`).

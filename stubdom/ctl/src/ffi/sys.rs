@@ -167,14 +167,15 @@ pub(crate) fn lock_holder(file: BorrowedFd<'_>) -> io::Result<Option<i32>> {
     Ok((i32::from(lock.l_type) != libc::F_UNLCK).then_some(lock.l_pid))
 }
 
-/// Takes the record lock on one byte of `file`, until the process ends or closes the file.
+/// Takes the lock on one byte of `file`, which is that of the open file, not of the process: it is there until this file is
+/// closed, whatever becomes of others that are the same on disk.
 ///
 /// # Errors
-/// `EACCES` or `EAGAIN` when another process has it.
+/// `EAGAIN` when another open file has it.
 pub(crate) fn lock_byte(file: BorrowedFd<'_>, offset: u16) -> io::Result<()> {
     let lock = write_lock(offset.into(), 1);
     // SAFETY: the descriptor is borrowed and so open; `lock` is a flock that outlives the call.
-    let rc = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw const lock) };
+    let rc = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
     if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -196,6 +197,12 @@ pub(crate) fn own_cpu() -> Duration {
         Duration::from_secs(seconds) + Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or(0))
     };
     duration(usage.ru_utime) + duration(usage.ru_stime)
+}
+
+/// Has the process end when whoever reads its output is gone, as is usual; Rust would panic. Only for what may end anywhere.
+pub(crate) fn end_with_reader() {
+    // SAFETY: the default disposition of a signal runs no code of this process.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
 /// SIGTERM and SIGINT.

@@ -4,7 +4,9 @@
 //! fails at start and not in a structure.
 #![allow(unsafe_code, reason = "Xen's toolstack libraries have a C interface")]
 
+use super::pages::MachineToPhys;
 use crate::xen_version::XenVersion;
+use std::cell::OnceCell;
 use std::ffi::{c_int, c_uint, c_void};
 use std::fmt;
 use std::ptr::{self, NonNull};
@@ -175,7 +177,10 @@ pub(crate) struct DomainInfo {
 }
 
 /// An open interface to the hypervisor.
-pub(crate) struct Xenctrl(NonNull<XcInterface>);
+pub(crate) struct Xenctrl {
+    handle: NonNull<XcInterface>,
+    machine_to_phys: OnceCell<MachineToPhys>,
+}
 
 impl Xenctrl {
     /// Opens it.
@@ -185,23 +190,26 @@ impl Xenctrl {
     pub(crate) fn open() -> Result<Self, XenError> {
         // SAFETY: null loggers are allowed and mean standard error; the handle is used from this thread only.
         let handle = unsafe { xc_interface_open(ptr::null_mut(), ptr::null_mut(), 0) };
-        NonNull::new(handle).map(Self).ok_or(XenError {
-            call: "xc_interface_open",
-            domid: None,
-            errno: super::last_errno(),
-        })
+        let failed = XenError { call: "xc_interface_open", domid: None, errno: super::last_errno() };
+        let handle = NonNull::new(handle).ok_or(failed)?;
+        Ok(Self { handle, machine_to_phys: OnceCell::new() })
     }
 
     /// The handle for the calls of the other modules of this room; it is open as long as `self` lives.
     pub(super) fn raw(&self) -> *mut XcInterface {
-        self.0.as_ptr()
+        self.handle.as_ptr()
+    }
+
+    /// Where the machine-to-phys table is kept once it is mapped.
+    pub(super) fn machine_to_phys(&self) -> &OnceCell<MachineToPhys> {
+        &self.machine_to_phys
     }
 
     /// Looks a domain up; `None` when there is no domain of that number.
     pub(crate) fn domain_info(&self, domid: Domid) -> Result<Option<DomainInfo>, XenError> {
         let mut info = GetDomainInfo::default();
         // SAFETY: the handle is open; `info` has room for the one entry asked for.
-        let nr = unsafe { xc_domain_getinfolist(self.0.as_ptr(), domid.raw().into(), 1, &raw mut info) };
+        let nr = unsafe { xc_domain_getinfolist(self.handle.as_ptr(), domid.raw().into(), 1, &raw mut info) };
         if nr < 0 {
             return Err(XenError {
                 call: "xc_domain_getinfolist",
@@ -216,7 +224,8 @@ impl Xenctrl {
     /// Gives `stub` its rights over `target` (`XEN_DOMCTL_set_target`): once in the stub's life.
     pub(crate) fn set_target(&self, stub: Domid, target: Domid) -> Result<(), XenError> {
         // SAFETY: the handle is open; the call takes numbers only.
-        let rc = unsafe { xc_domain_set_target(self.0.as_ptr(), stub.raw().into(), target.raw().into()) };
+        let rc =
+            unsafe { xc_domain_set_target(self.handle.as_ptr(), stub.raw().into(), target.raw().into()) };
         done(rc, "xc_domain_set_target", stub)
     }
 
@@ -229,7 +238,7 @@ impl Xenctrl {
         khz: u32,
         incarnation: u32,
     ) -> Result<(), XenError> {
-        let xch = self.0.as_ptr();
+        let xch = self.handle.as_ptr();
         // SAFETY: the handle is open; the call takes numbers only.
         let rc = unsafe { xc_domain_set_tsc_info(xch, domid.raw().into(), mode, nsec, khz, incarnation) };
         done(rc, "xc_domain_set_tsc_info", domid)
@@ -239,7 +248,7 @@ impl Xenctrl {
     pub(crate) fn hvm_setcontext(&self, domid: Domid, context: &mut [u8]) -> Result<(), XenError> {
         let error = |errno| XenError { call: "xc_domain_hvm_setcontext", domid: Some(domid), errno };
         let size = u32::try_from(context.len()).map_err(|_| error(libc::E2BIG))?;
-        let (xch, start) = (self.0.as_ptr(), context.as_mut_ptr());
+        let (xch, start) = (self.handle.as_ptr(), context.as_mut_ptr());
         // SAFETY: the handle is open; `start` and `size` describe one exclusively borrowed buffer, which libxc only
         // copies from.
         let rc = unsafe { xc_domain_hvm_setcontext(xch, domid.raw().into(), start, size) };
@@ -265,7 +274,7 @@ impl Xenctrl {
         // words outlive the call.
         let rc = unsafe {
             xc_set_domain_cpu_policy(
-                self.0.as_ptr(),
+                self.handle.as_ptr(),
                 domid.raw().into(),
                 nr_leaves,
                 leaves.as_mut_ptr().cast(),
@@ -297,7 +306,8 @@ impl Xenctrl {
     pub(crate) fn end_gfn(&self, domid: Domid) -> Result<Gfn, XenError> {
         let mut highest = 0;
         // SAFETY: the handle is open; `highest` is an `unsigned long`, as xen_pfn_t is on x86-64.
-        let rc = unsafe { xc_domain_maximum_gpfn(self.0.as_ptr(), domid.raw().into(), &raw mut highest) };
+        let rc =
+            unsafe { xc_domain_maximum_gpfn(self.handle.as_ptr(), domid.raw().into(), &raw mut highest) };
         done(rc, "xc_domain_maximum_gpfn", domid)?;
         Ok(Gfn::new(highest.saturating_add(1)))
     }
@@ -306,7 +316,7 @@ impl Xenctrl {
 impl Drop for Xenctrl {
     fn drop(&mut self) {
         // SAFETY: the handle is open and nothing uses it after this.
-        unsafe { xc_interface_close(self.0.as_ptr()) };
+        unsafe { xc_interface_close(self.handle.as_ptr()) };
     }
 }
 
