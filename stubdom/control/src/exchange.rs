@@ -5,7 +5,6 @@
 //!   Reserve* Exchange  ------------------->  survey, refuse or prepare        the guest runs
 //!   stop, pause        <-------------------  Prepared
 //!   Swap               ------------------->  copy and swap                    the guest stands still
-//!                      <-------------------  Insured (of a superpage)
 //!   cont, unpause      <-------------------  Swapped
 //!   Finish             ------------------->  scrub and release                the guest runs
 //!                      <-------------------  Exchanged
@@ -105,11 +104,13 @@ impl Scope {
     }
 }
 
-/// Where a copy of the superpage waits from now on, until [`Swapped`]: its place is empty for a while.
+/// The swap of a superpage, whose place is empty for a while; a copy waits from before that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Insured {
-    /// The first page of the superpage.
-    pub region: Gfn,
+pub struct Swapping {
+    /// The failing page.
+    pub gfn: Gfn,
+    /// Its frame before the swap.
+    pub mfn: Mfn,
     /// The first page of the copy.
     pub waiting: Gfn,
 }
@@ -117,8 +118,8 @@ pub struct Insured {
 /// What a new stub puts right when the one before died during an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Repair {
-    /// What the dead stub told of a swap that did not end; the target stands still since then.
-    pub insured: Option<Insured>,
+    /// A superpage's swap that the dead stub was asked for and that did not end; the target stands still since then.
+    pub swapping: Option<Swapping>,
     /// [`Exchange::scratch_region`] of that exchange.
     pub scratch_region: Option<Gfn>,
 }

@@ -193,8 +193,6 @@ pub enum FromStub<'a> {
     },
     /// What will be exchanged; the stub waits for [`ToStub::Swap`] or [`ToStub::Finish`].
     Prepared(exchange::Prepared),
-    /// The swap of a superpage begins.
-    Insured(exchange::Insured),
     /// The swap is done; the target may run.
     Swapped(exchange::Swapped),
     /// The frame is exchanged, and the stub has let go of the old one.

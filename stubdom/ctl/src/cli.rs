@@ -61,6 +61,8 @@ pub(crate) enum Command {
     Guard {
         /// Number of the guest
         domid: u16,
+        /// Its process
+        parent: u32,
     },
 }
 
@@ -83,6 +85,9 @@ pub(crate) struct WatchArguments {
     /// Seconds between two looks
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) interval_s: u64,
+    /// Seconds after which a frame that was refused for the moment only (guest being saved, no memory) is tried again
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) retry_s: u64,
     /// What is known, kept across restarts
     #[arg(long, default_value = "/var/lib/xen-stubdom/watch.json")]
     pub(crate) state: PathBuf,

@@ -49,7 +49,7 @@ fn run(command: &Command) -> Result<ExitCode, Error> {
         Command::Offline(arguments) => return offline::run(&host, arguments),
         Command::Pages(arguments) => pages::run(&host, arguments),
         Command::Watch(arguments) => watch::run(&host, arguments),
-        Command::Guard { domid } => standstill::guard(&host, Domid::new(*domid)),
+        Command::Guard { domid, parent } => standstill::rescue::guard(&host, Domid::new(*domid), *parent),
     }
     .map(|()| ExitCode::SUCCESS)
 }

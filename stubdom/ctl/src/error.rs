@@ -29,7 +29,8 @@ Exit codes:
   7  aborted
   8  offline: a frame was refused, its owner is as it was
   9  offline: a frame was exchanged, and somebody holds the old one
-  10 offline: an exchange cost a guest a page; the guest stays paused and must not run on";
+  10 offline: a guest stays paused and must not run on: an exchange cost it a page, or broke off and cannot be undone yet
+Of several frames the highest code counts.";
 
 macro_rules! errors {
     ($($(#[$doc:meta])* $room:ident($error:ty),)*) => {
@@ -111,7 +112,12 @@ impl fmt::Display for Usage {
 impl Error {
     /// The exit code, as in [`EXIT_CODES`].
     pub(crate) fn exit_code(&self) -> ExitCode {
-        let code = match self {
+        ExitCode::from(self.code())
+    }
+
+    /// The same as a number.
+    pub(crate) fn code(&self) -> u8 {
+        match self {
             Self::Xen(_) | Self::Store(_) | Self::Net(_) | Self::Packaged(_) | Self::Io(_) | Self::Qmp(_) => {
                 1
             }
@@ -125,8 +131,12 @@ impl Error {
             Self::Control(ControlError::Failed(_)) | Self::Blob(_) => 5,
             Self::Lock(_) | Self::Pair(_) | Self::Control(_) => 4,
             Self::Relay(_) => 6,
-        };
-        ExitCode::from(code)
+        }
+    }
+
+    /// Whether somebody wants this process to end.
+    pub(crate) fn is_stop(&self) -> bool {
+        matches!(self, Self::Stop(_) | Self::Control(ControlError::Stop(_)))
     }
 
     /// The positive errno for libxl's own line, which prints its text behind "restoring domain".

@@ -1,7 +1,7 @@
 //! Exchanges with one guest: its stub, what only dom0 knows of its pages, and each exchange's three steps.
 //!
 //! **Takes** frames of the guest. **Gives** what came of each. **Never** lets the guest run while its stub may be
-//! swapping, and never holds it longer than the swap takes.
+//! swapping, and never holds it longer than the swap takes, unless it has a hole that nobody could fill.
 
 use crate::cli::OfflineArguments;
 use crate::commands::Guest;
@@ -12,9 +12,10 @@ use crate::host::{Host, home};
 use crate::pair::{self, Stub};
 use crate::qmp::Qmp;
 use crate::saving;
-use crate::standstill::Care;
+use crate::standstill::rescue;
+use crate::standstill::{Care, Stood};
 use control::exchange::{
-    self as wire, Exchanged, Insured, Prepared, Reason, Repair, Reserved, Role, Swapped,
+    self as wire, Exchanged, Prepared, Reason, Reserved, Role, Scope, Swapped, Swapping,
 };
 use control::{FromStub, ToStub};
 use std::time::{Duration, Instant};
@@ -26,6 +27,9 @@ const SCRATCH_REGION: Gfn = Gfn::new(0xfe200);
 
 /// libxc's special pages, which HVM parameters name (`xg_dom_x86.c`).
 const SPECIAL_PAGES: (u64, u64) = (0xfeff0, 0x10_0000);
+
+/// Where low memory ends unless a guest's config says otherwise (`HVM_BELOW_4G_RAM_END`).
+const LOW_END: u64 = 0xf0000;
 
 /// Room for the new superpage and for the one that waits.
 const ROOM_PAGES: u64 = 1024;
@@ -49,25 +53,37 @@ pub(crate) enum Step {
     Fit(Prepared),
     /// It is exchanged.
     Exchanged(Exchange),
+    /// The swap broke off and nobody could put the guest right: it stands still until somebody can.
+    Stranded(String),
 }
 
 /// An exchange that was done.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Exchange {
     /// What was decided.
     pub(crate) prepared: Prepared,
     /// What the stub did.
     pub(crate) swapped: Swapped,
-    /// What came of it.
-    pub(crate) done: Exchanged,
-    /// How long the guest's vCPUs stood.
-    pub(crate) stood: Duration,
+    /// What the stub said at its end, or why it could not clean up.
+    pub(crate) done: Result<Exchanged, String>,
+    /// How long the guest stood.
+    pub(crate) stood: Stood,
     /// How many old frames are the guest's still: somebody holds them and goes on using them.
     pub(crate) nr_held: u64,
 }
 
 /// What the stub says in place of what was hoped for.
 type Answer<T> = Result<T, (Reason, String)>;
+
+/// What came of a swap.
+enum Swap {
+    /// It is done, and the guest runs.
+    Done(Swapped, Stood),
+    /// It is not done.
+    Refused(&'static str, String),
+    /// As [`Step::Stranded`].
+    Stranded(String),
+}
 
 /// A guest, its stub, and the care that nothing stays behind.
 pub(crate) struct Session<'a> {
@@ -103,41 +119,57 @@ impl<'a> Session<'a> {
         Ok(Self { host, guest, conf, channel, stub, care })
     }
 
-    /// Exchanges one frame, or looks whether it could be.
+    /// Exchanges one frame, or looks whether it could be. The session is over when it does not come back.
     ///
     /// # Errors
-    /// The stub or dom0 failed; the guest runs.
-    pub(crate) fn exchange(&mut self, mfn: Mfn, arguments: &OfflineArguments) -> Result<Step, Error> {
+    /// The stub or dom0 failed. What that left is put right; where it could not be, the next session of the guest does it
+    /// before all else.
+    pub(crate) fn exchange(
+        mut self,
+        mfn: Mfn,
+        arguments: &OfflineArguments,
+    ) -> Result<(Option<Self>, Step), Error> {
         if let Some(refused) = self.refused()? {
-            return Ok(refused);
+            return Ok((Some(self), refused));
         }
         let whole = !arguments.check && !arguments.split;
-        if whole {
-            self.care.make_room(ROOM_PAGES)?;
-        }
         let scratch_region = if whole { Some(self.scratch_region()?) } else { None };
-        let mut step = self.steps(mfn, scratch_region, arguments);
-        if let Err(Error::Control(ControlError::Dead { .. })) = &step
-            && let Err(error) = self.rescue(Repair { insured: None, scratch_region })
-        {
-            step = Err(error);
+        self.care.begin(scratch_region, if whole { ROOM_PAGES } else { 0 })?;
+        match self.steps(mfn, scratch_region, arguments) {
+            Ok(step @ Step::Stranded(_)) => Ok((None, step)),
+            Ok(step @ Step::Exchanged(Exchange { done: Err(_), .. })) => {
+                self.close();
+                Ok((None, step))
+            }
+            Ok(step) => Ok(match self.care.end() {
+                Ok(()) => (Some(self), step),
+                Err(error) => {
+                    log::warn!("{}: tried once more: {error}", self.guest.name);
+                    (None, step)
+                }
+            }),
+            Err(error) => {
+                self.close();
+                Err(error)
+            }
         }
-        self.care.end_room()?;
-        step
     }
 
-    /// Replaces a stub that has died during an exchange, and has the new one put the guest right.
-    fn rescue(&mut self, repair: Repair) -> Result<(), Error> {
-        let rescued = rescue(self.host, &self.guest, &self.conf, repair)?;
-        self.adopt(rescued);
-        Ok(())
-    }
-
-    fn adopt(&mut self, (channel, stub): (ControlChannel, Stub<'a>)) {
-        self.channel = channel;
-        match &mut self.stub {
-            Some(old) => std::mem::replace(old, stub).keep(), // dead and buried: nothing to destroy
-            None => stub.keep(),
+    /// Ends the session after an exchange that broke off: the stub ends it, or another in its place, whoever wants us to
+    /// stop meanwhile.
+    fn close(self) {
+        let Self { host, guest, conf, channel, stub, mut care } = self;
+        let _undisturbed = host.interrupt.undisturbed();
+        drop(channel);
+        let closed = rescue::is_over(host, guest.domid).and_then(|is_over| {
+            if !is_over {
+                succeed(stub, rescue::rescue(host, &guest, &conf, care.repair())?);
+            }
+            care.end()
+        });
+        if let Err(error) = closed {
+            log::warn!("{}: memory of an exchange may wait in it until the next: {error}", guest.name);
+            care.keep();
         }
     }
 
@@ -145,18 +177,21 @@ impl<'a> Session<'a> {
     fn refused(&self) -> Result<Option<Step>, Error> {
         let guest = self.guest.domid;
         let refused = |reason, text: String| Ok(Some(Step::Refused { reason, text }));
-        if let Some(pid) = saving::saver_of(guest) {
-            let text = format!(
-                "the guest is being saved or migrated (process {pid}): a new frame would be missing from the stream; try \
-                 again afterwards"
-            );
-            return refused("being-saved", text);
+        if saving::saver_of(guest).is_some() {
+            let (reason, text) = being_saved();
+            return refused(reason, text);
         }
-        let devices = self.host.store.children(&format!("/local/domain/0/backend/pci/{}", guest.raw()))?;
-        if !devices.is_empty() {
-            let text = "the guest has passed-through PCI devices, whose DMA cannot be stopped: shut it down"
-                .to_owned();
-            return refused("passthrough", text);
+        let store = &self.host.store;
+        if let Some(domain) = store.read(&home(guest, "image/device-model-domid"))? {
+            let text = format!(
+                "its device model runs in a domain of its own (d{domain}), which dom0 can neither stop nor ask what it has \
+                 mapped: migrate the guest (xl migrate to this host will do)"
+            );
+            return refused("device-model-domain", text);
+        }
+        if !store.children(&format!("/local/domain/0/backend/pci/{}", guest.raw()))?.is_empty() {
+            let text = "the guest has passed-through PCI devices, whose DMA cannot be stopped: shut it down";
+            return refused("passthrough", text.to_owned());
         }
         Ok(None)
     }
@@ -180,21 +215,38 @@ impl<'a> Session<'a> {
         let prepared = match self.prepared()? {
             Ok(prepared) if arguments.check => return Ok(Step::Fit(prepared)),
             Ok(prepared) => prepared,
-            Err(refusal) => return Ok(refused(refusal)),
+            Err((reason, text)) => return Ok(refused((reason.as_str(), text))),
         };
         debug_abort(arguments, 1);
-        let (swapped, stood) = self.swap(scratch_region, arguments)?;
+        let (swapped, stood) = match self.swap(mfn, &prepared, scratch_region, arguments)? {
+            Swap::Done(swapped, stood) => (Ok(swapped), stood),
+            Swap::Refused(reason, text) => (Err((reason, text)), Stood::default()),
+            Swap::Stranded(text) => return Ok(Step::Stranded(text)),
+        };
         debug_abort(arguments, 4);
-        self.channel.send(self.host, &ToStub::Finish)?;
-        let done = self.finished()?;
-        Ok(match (swapped, done) {
-            (Ok(swapped), Ok(Some(done))) => {
-                let nr_held = self.still_held(done.nr_held)?;
-                Step::Exchanged(Exchange { prepared, swapped, done, stood, nr_held })
+        let finished = self.channel.send(self.host, &ToStub::Finish).and_then(|()| self.finished());
+        let (swapped, done) = match (swapped, finished) {
+            (Ok(swapped), Ok(Ok(Some(done)))) => (swapped, done),
+            // From here on it would be untrue that the guest is as it was.
+            (Ok(swapped), Ok(finished)) => {
+                let text =
+                    finished.err().map_or("the stub lost track of its exchange".to_owned(), |(_, text)| text);
+                return Ok(Step::Exchanged(Exchange {
+                    prepared,
+                    swapped,
+                    done: Err(text),
+                    stood,
+                    nr_held: 0,
+                }));
             }
-            (Err(refusal), _) | (_, Err(refusal)) => refused(refusal),
-            (Ok(_), Ok(None)) => refused((Reason::Xen, "the stub lost track of its exchange".to_owned())),
-        })
+            (_, Err(error)) => return Err(error.into()),
+            (Err(refusal), Ok(_)) => return Ok(refused(refusal)),
+        };
+        let nr_held = self.still_held(done.nr_held).unwrap_or_else(|error| {
+            log::warn!("whether the old frames are held still: {error}");
+            done.nr_held
+        });
+        Ok(Step::Exchanged(Exchange { prepared, swapped, done: Ok(done), stood, nr_held }))
     }
 
     /// How many old frames the guest still owns once their last users have let go of them, or after [`LET_GO`]: a device
@@ -216,46 +268,52 @@ impl<'a> Session<'a> {
     /// Holds the guest still for the swap, and no longer.
     fn swap(
         &mut self,
+        mfn: Mfn,
+        prepared: &Prepared,
         scratch_region: Option<Gfn>,
         arguments: &OfflineArguments,
-    ) -> Result<(Answer<Swapped>, Duration), Error> {
-        let standstill = self.care.hold()?;
+    ) -> Result<Swap, Error> {
+        let waiting = scratch_region.filter(|_| prepared.scope == Scope::Superpage);
+        let swapping = waiting.map(|waiting| Swapping { gfn: prepared.gfn, mfn, waiting });
+        let Some(standstill) = self.care.hold(swapping)? else {
+            let (reason, text) = being_saved();
+            return Ok(Swap::Refused(reason, text));
+        };
         debug_abort(arguments, 2);
         let sent = self.channel.send(self.host, &ToStub::Swap);
         debug_abort(arguments, 3);
-        let mut insured = None;
-        let swapped = sent.and_then(|()| {
-            self.channel
-                .wait(self.host, self.conf.stall_timeout, "Swapped", |said| swap_answer(said, &mut insured))
-        });
-        let swapped = match swapped {
-            Err(error) if !matches!(error, ControlError::Dead { .. }) => {
-                see_swap_end(self.host, &mut self.channel, &self.guest, &mut insured, error)
-            }
-            swapped => swapped,
-        };
-        let mut rescued = None;
-        if swapped.is_err() && insured.is_some() {
-            // The guest may have a hole where its superpage was: it stands until that is put right.
-            match rescue(self.host, &self.guest, &self.conf, Repair { insured, scratch_region }) {
-                Ok(new) => rescued = Some(new),
-                Err(error) => {
-                    standstill.leave();
-                    return Err(error);
+        let swapped = sent
+            .and_then(|()| self.channel.wait(self.host, self.conf.stall_timeout, "Swapped", swap_answer))
+            .or_else(|error| see_swap_end(self.host, &mut self.channel, &self.guest, error));
+        let error = match swapped {
+            Ok(Ok(swapped)) => return Ok(Swap::Done(swapped, standstill.end()?)),
+            Ok(Err((reason, text))) => {
+                if reason == Reason::Lost {
+                    standstill.leave()?;
+                } else {
+                    standstill.end()?;
                 }
+                return Ok(Swap::Refused(reason.as_str(), text));
             }
+            Err(error) => error,
+        };
+        // The stub is gone, and the guest may have a hole where its superpage was: it stands until that is put right.
+        match rescue::rescue(self.host, &self.guest, &self.conf, standstill.repair()) {
+            Ok(new) => self.stub = succeed(self.stub.take(), new),
+            Err(rescue) if swapping.is_some() => {
+                standstill.leave_to_be_repaired();
+                let text = format!("the swap broke off ({error}) and no other stub could end it ({rescue})");
+                return Ok(Swap::Stranded(text));
+            }
+            // Of a page alone nothing is ever gone.
+            Err(rescue) => log::warn!("{rescue}"),
         }
-        if let Ok(Err((Reason::Lost, text))) = &swapped {
-            standstill.leave();
-            return Ok((Err((Reason::Lost, text.clone())), Duration::ZERO));
+        standstill.end()?;
+        if swapping.is_none() {
+            return Err(error.into());
         }
-        let stood = standstill.end()?;
-        if let Some(rescued) = rescued {
-            self.adopt(rescued);
-            let text = "the stub died during the swap; another has put the guest right, nothing is exchanged: try again";
-            return Err(ControlError::Failed(text.to_owned()).into());
-        }
-        Ok((swapped?, stood))
+        let text = "the stub died during the swap; another has put the guest right: try again";
+        Err(ControlError::Failed(text.to_owned()).into())
     }
 
     fn prepared(&mut self) -> Result<Answer<Prepared>, ControlError> {
@@ -287,28 +345,16 @@ impl<'a> Session<'a> {
             let kib = |node| self.host.store.read_number::<u64>(&home(self.guest.domid, node));
             let ram = kib("memory/static-max")?.unwrap_or_default();
             let video = kib("memory/videoram")?.unwrap_or_default();
-            reserved.extend(beyond_ram(ram.saturating_sub(video) / 4));
-            reserved.extend(self.physmap()?);
+            reserved.extend(beyond_ram(ram.saturating_sub(video) / 4, self.low_end()?));
         }
-        reserved.truncate(wire::MAX_RESERVED);
         Ok(reserved)
     }
 
-    /// What QEMU has moved in the guest's address space, chiefly video memory (`hw/i386/xen/xen-hvm.c`).
-    fn physmap(&self) -> Result<Vec<Reserved>, Error> {
-        let directory = format!("/local/domain/0/device-model/{}/physmap", self.guest.domid.raw());
-        let mut found = Vec::new();
-        for entry in self.host.store.children(&directory)? {
-            let number = |node: &str| -> Result<Option<u64>, Error> {
-                let text = self.host.store.read(&format!("{directory}/{entry}/{node}"))?.unwrap_or_default();
-                Ok(u64::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok())
-            };
-            if let (Some(start), Some(size)) = (number("start_addr")?, number("size")?) {
-                let nr_frames = size.div_ceil(4096);
-                found.push(Reserved { first: Gfn::new(start >> 12), nr_frames, role: Role::DeviceModel });
-            }
-        }
-        Ok(found)
+    /// Where the guest's low memory ends at most: the device model is told of a hole other than usual (`mmio_hole=`).
+    fn low_end(&self) -> Result<u64, Error> {
+        let pid = self.host.store.read_number::<u32>(&home(self.guest.domid, "image/device-model-pid"))?;
+        let line = pid.map(|pid| std::fs::read(format!("/proc/{pid}/cmdline"))).transpose()?;
+        Ok(line.and_then(|line| max_ram_below_4g(&line)).map_or(LOW_END, |bytes| bytes >> 12))
     }
 
     fn scratch_region(&self) -> Result<Gfn, Error> {
@@ -318,13 +364,19 @@ impl<'a> Session<'a> {
     }
 }
 
+/// The value of QEMU's machine property of that name.
+fn max_ram_below_4g(command_line: &[u8]) -> Option<u64> {
+    let settings = command_line.split(|byte| [0, b','].contains(byte));
+    let mut values = settings.filter_map(|setting| setting.strip_prefix(b"max-ram-below-4g="));
+    std::str::from_utf8(values.next()?).ok()?.parse().ok()
+}
+
 /// Where a device model keeps its video memory and ROMs: every frame beyond the guest's RAM, which ends below the hole for
 /// devices and goes on at 4 GiB. The special pages have names of their own.
-fn beyond_ram(nr_ram_pages: u64) -> [Reserved; 2] {
-    const HOLE: u64 = 0xf0000;
+fn beyond_ram(nr_ram_pages: u64, hole: u64) -> [Reserved; 2] {
     const ABOVE: u64 = 0x10_0000;
-    let low_end = nr_ram_pages.min(HOLE);
-    let high_end = ABOVE + nr_ram_pages.saturating_sub(HOLE);
+    let low_end = nr_ram_pages.min(hole).min(SPECIAL_PAGES.0);
+    let high_end = ABOVE + nr_ram_pages.saturating_sub(hole);
     let run = |first, end: u64| Reserved {
         first: Gfn::new(first),
         nr_frames: end - first,
@@ -333,8 +385,24 @@ fn beyond_ram(nr_ram_pages: u64) -> [Reserved; 2] {
     [run(low_end, SPECIAL_PAGES.0), run(high_end, 1 << 36)]
 }
 
-fn refused((reason, text): (Reason, String)) -> Step {
-    Step::Refused { reason: reason.as_str(), text }
+fn being_saved() -> (&'static str, String) {
+    let text = "the guest is being saved or migrated: a new frame would be missing from the stream; try again afterwards";
+    ("being-saved", text.to_owned())
+}
+
+/// Has a new stub take the place of one that is gone, if that was the session's own; else it stays as that would have.
+fn succeed<'a>(old: Option<Stub<'a>>, new: Stub<'a>) -> Option<Stub<'a>> {
+    match old {
+        Some(old) => {
+            old.keep(); // dead and buried: nothing to destroy
+            Some(new)
+        }
+        None => new.keep_none(),
+    }
+}
+
+fn refused((reason, text): (&'static str, String)) -> Step {
+    Step::Refused { reason, text }
 }
 
 fn not_exchanged<T>(message: FromStub<'_>) -> Option<Answer<T>> {
@@ -347,50 +415,25 @@ fn not_exchanged<T>(message: FromStub<'_>) -> Option<Answer<T>> {
     }
 }
 
-/// Takes what the stub says during a swap; notes where the copy of a superpage waits.
-fn swap_answer(message: FromStub<'_>, insured: &mut Option<Insured>) -> Option<Answer<Swapped>> {
+/// Takes what the stub says at the end of a swap.
+fn swap_answer(message: FromStub<'_>) -> Option<Answer<Swapped>> {
     match message {
-        FromStub::Insured(told) => {
-            *insured = Some(told);
-            None
-        }
         FromStub::Swapped(swapped) => Some(Ok(swapped)),
         other => not_exchanged(other),
     }
 }
 
-/// Starts a stub in the place of a dead one and has it put the guest right.
-fn rescue<'a>(
-    host: &'a Host,
-    guest: &Guest,
-    conf: &Conf,
-    repair: Repair,
-) -> Result<(ControlChannel, Stub<'a>), Error> {
-    log::warn!("the stub of {} died: starting another to put the guest right", guest.name);
-    pair::bury(host, guest.domid, conf.start_timeout)?;
-    let stub = Stub::start(host, conf, &guest.name, guest.domid)?;
-    let mut channel = stub.greet(conf)?;
-    channel.send(host, &ToStub::Repair(repair))?;
-    let done = channel.wait(host, conf.stall_timeout, "Done for Repair", |message| match message {
-        FromStub::Done => Some(Ok(())),
-        other => not_exchanged(other),
-    })?;
-    done.map_err(|(_, text)| ControlError::Failed(text))?;
-    Ok((channel, stub))
-}
-
 /// Waits for the end of a swap whatever else happens: until then the guest must not run. A stub that does not end it is
-/// destroyed; a dead one changes nothing any more.
+/// destroyed: after an error there is none.
 fn see_swap_end(
     host: &Host,
     channel: &mut ControlChannel,
     guest: &Guest,
-    insured: &mut Option<Insured>,
     error: ControlError,
 ) -> Result<Answer<Swapped>, ControlError> {
     let deadline = Instant::now() + SWAP;
     while Instant::now() < deadline && channel.check_alive(host).is_ok() {
-        match channel.next(&mut |message| swap_answer(message, insured)) {
+        match channel.next(&mut swap_answer) {
             Ok(Some(Some(answer))) => return Ok(answer),
             Ok(_) => std::thread::sleep(Duration::from_millis(2)),
             Err(_) => break,
@@ -416,15 +459,24 @@ mod tests {
 
     #[test]
     fn a_small_guest_has_nothing_of_its_own_past_its_ram() {
-        let [low, high] = beyond_ram(0x10000);
+        let [low, high] = beyond_ram(0x10000, LOW_END);
         assert_eq!((low.first, low.nr_frames), (Gfn::new(0x10000), 0xfeff0 - 0x10000));
         assert_eq!(high.first, Gfn::new(0x10_0000));
     }
 
     #[test]
     fn a_large_guests_ram_goes_on_at_4_gib() {
-        let [low, high] = beyond_ram(0xf0000 + 0x500);
+        let [low, high] = beyond_ram(0xf0000 + 0x500, LOW_END);
         assert_eq!(low.first, Gfn::new(0xf0000));
         assert_eq!(high.first, Gfn::new(0x10_0500));
+        let [low, high] = beyond_ram(0xc0000 + 0x500, 0xc0000);
+        assert_eq!((low.first, high.first), (Gfn::new(0xc0000), Gfn::new(0x10_0500)));
+    }
+
+    #[test]
+    fn a_device_model_says_where_low_memory_ends() {
+        let line = b"qemu\0-machine\0xenfv,suppress-vmdesc=on,max-ram-below-4g=3221225472\0-m\x004096\0";
+        assert_eq!(max_ram_below_4g(line), Some(0xc000_0000));
+        assert_eq!(max_ram_below_4g(b"qemu\0-machine\0xenfv\0"), None);
     }
 }

@@ -49,6 +49,14 @@ impl Host {
     }
 }
 
+/// Tells the operator a line. Who does not read any more misses it, and what is under way goes on.
+pub(crate) fn say(line: &str) {
+    use std::io::Write;
+    if let Err(error) = writeln!(std::io::stdout(), "{line}") {
+        log::debug!("standard output: {error}");
+    }
+}
+
 /// A node below a domain's home.
 pub(crate) fn home(domid: Domid, node: &str) -> String {
     format!("/local/domain/{}/{node}", domid.raw())

@@ -4,6 +4,7 @@
 //! does work in a signal handler: the signals are read from a descriptor, so that clean-up is ordinary code.
 
 use crate::ffi::sys::{self, Polled};
+use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -32,12 +33,23 @@ pub(crate) struct Interrupt {
     signals: OwnedFd,
     /// libxl's pipe, in a save helper.
     parent: Option<BorrowedFd<'static>>,
+    /// How many [`Undisturbed`] there are.
+    nr_undisturbed: Cell<u32>,
+}
+
+/// While this lives no wait ends for an interrupt, which stays for later: a guest is being put right.
+pub(crate) struct Undisturbed<'a>(&'a Cell<u32>);
+
+impl Drop for Undisturbed<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 impl Interrupt {
     /// For a command of an operator.
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { signals: sys::termination_fd()?, parent: None })
+        Ok(Self { signals: sys::termination_fd()?, parent: None, nr_undisturbed: Cell::new(0) })
     }
 
     /// For a save helper, whose standard input is libxl's pipe.
@@ -46,14 +58,21 @@ impl Interrupt {
         Ok(Self { parent: Some(crate::ffi::sys::standard_input()), ..Self::new()? })
     }
 
+    /// Keeps waits from ending early as long as the value lives.
+    pub(crate) fn undisturbed(&self) -> Undisturbed<'_> {
+        self.nr_undisturbed.set(self.nr_undisturbed.get() + 1);
+        Undisturbed(&self.nr_undisturbed)
+    }
+
     /// Waits for one of the descriptors, for an interrupt, or for the time to pass.
     ///
     /// # Errors
     /// The reason to stop, if there is one.
     pub(crate) fn wait(&self, others: &[&Polled<'_>], timeout: Duration) -> Result<(), Stop> {
-        let signals = Polled::readable(self.signals.as_fd());
+        let is_listening = self.nr_undisturbed.get() == 0;
+        let signals = Polled::readable(self.signals.as_fd()).only_if(is_listening);
         let stand_in = self.parent.unwrap_or(self.signals.as_fd());
-        let parent = Polled::hang_up(stand_in).only_if(self.parent.is_some());
+        let parent = Polled::hang_up(stand_in).only_if(is_listening && self.parent.is_some());
         let all: Vec<&Polled<'_>> = others.iter().copied().chain([&signals, &parent]).collect();
         if let Err(error) = sys::poll(&all, timeout) {
             // Only a lack of kernel memory does this; the callers' deadlines still hold.

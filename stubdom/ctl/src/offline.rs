@@ -21,12 +21,14 @@ use crate::commands::Guest;
 use crate::error::Error;
 use crate::exchange::{LET_GO, Session, Step};
 use crate::frame::{Owner, State};
-use crate::host::Host;
+use crate::host::{Host, say};
 use crate::pv_exchange;
+use crate::saving;
 use crate::verdict::{Kind, Verdict};
 use crate::xen_version::XenVersion;
 use control::exchange::Reason;
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 use xen_front::types::{Domid, Mfn};
@@ -38,7 +40,7 @@ pub(crate) fn run(host: &Host, arguments: &OfflineArguments) -> Result<ExitCode,
     let mfns: Vec<Mfn> = arguments.mfns.iter().copied().map(Mfn::new).collect();
     offliner.offline_all(&mfns, |verdict| {
         worst = worst.max(verdict.kind.exit_code());
-        println!("{}", if arguments.json { verdict.json().to_string() } else { verdict.to_string() });
+        say(&if arguments.json { verdict.json().to_string() } else { verdict.to_string() });
     })?;
     Ok(ExitCode::from(worst))
 }
@@ -77,29 +79,38 @@ impl<'a> Offliner<'a> {
         Ok(Self { host, arguments, sessions: HashMap::new(), careful })
     }
 
-    /// Deals with frames and tells of each: those of PV guests last, all of one guest in one suspension.
+    /// Deals with frames and tells of each: those of PV guests last, all of one guest in one suspension. What fails at one
+    /// frame is told of that frame.
     ///
     /// # Errors
-    /// Something failed that has nothing to do with the frame that it failed at.
+    /// Somebody wants an end before the last frame.
     pub(crate) fn offline_all(&mut self, mfns: &[Mfn], mut tell: impl FnMut(Verdict)) -> Result<(), Error> {
         let mut of_pv_guests: BTreeMap<Domid, Vec<Mfn>> = BTreeMap::new();
-        let all_begun = mfns.iter().try_for_each(|&mfn| {
-            match self.begin(mfn)? {
-                Begun::Over(verdict) => tell(verdict),
-                Begun::Pv(owner) => of_pv_guests.entry(owner).or_default().push(mfn),
+        let mut stopped = Ok(());
+        for &mfn in mfns {
+            match self.begin(mfn) {
+                Ok(Begun::Over(verdict)) => tell(verdict),
+                Ok(Begun::Pv(owner)) => of_pv_guests.entry(owner).or_default().push(mfn),
+                Err(error) if error.is_stop() => {
+                    stopped = Err(error);
+                    break;
+                }
+                Err(error) => tell(Verdict::failed(mfn, &error)),
             }
-            Ok(())
-        });
+        }
         // Those are marked, whatever happened to the others.
         for (owner, mfns) in of_pv_guests {
-            self.exchange_pv(owner, &mfns)?.into_iter().for_each(&mut tell);
+            match self.exchange_pv(owner, &mfns) {
+                Ok(verdicts) => verdicts.into_iter().for_each(&mut tell),
+                Err(error) => mfns.iter().for_each(|mfn| tell(Verdict::failed(*mfn, &error))),
+            }
         }
-        all_begun
+        stopped
     }
 
     fn begin(&mut self, mfn: Mfn) -> Result<Begun, Error> {
         let over = |kind, reason, text| Ok(Verdict::new(mfn, kind, reason, text).into());
-        let Some(before) = self.state(mfn) else {
+        let Some(before) = self.state(mfn)? else {
             return over(Kind::Refused, "nonexistent", "there is no memory of that number");
         };
         if before.is_offlined() {
@@ -118,7 +129,7 @@ impl<'a> Offliner<'a> {
         let begun = self.mark(mfn);
         if self.arguments.check {
             if !before.is_pending() {
-                self.host.xen.mark_online(mfn)?;
+                self.take_mark_back(mfn)?;
             }
             return begun;
         }
@@ -127,7 +138,7 @@ impl<'a> Offliner<'a> {
             Err(error) => {
                 // A frame that is out of its guest already goes out of use with the stub that still has it.
                 if self.careful.is_some() && self.host.xen.has_place(mfn)? {
-                    self.host.xen.mark_online(mfn)?;
+                    self.take_mark_back(mfn)?;
                 }
                 Err(error)
             }
@@ -138,35 +149,51 @@ impl<'a> Offliner<'a> {
     /// Takes the mark back from a frame that stays in use, where it would do harm.
     fn settle(&self, mfn: Mfn, verdict: Verdict) -> Result<Verdict, Error> {
         match self.careful {
-            Some(version) if self.state(mfn).is_some_and(State::is_pending) => {
-                self.host.xen.mark_online(mfn)?;
+            Some(version) if self.state(mfn)?.is_some_and(State::is_pending) => {
+                self.take_mark_back(mfn)?;
                 Ok(verdict.unmarked(version))
             }
             _ => Ok(verdict),
         }
     }
 
+    /// Takes a mark back, and sees that it is gone.
+    fn take_mark_back(&self, mfn: Mfn) -> Result<(), Error> {
+        self.host.xen.mark_online(mfn)?;
+        match self.state(mfn)? {
+            Some(state) if !state.is_ordinary() => {
+                let text = format!(
+                    "{mfn} was to be as before, and Xen says \"{state}\": xen-hptool mem-online {:#x}",
+                    mfn.raw()
+                );
+                Err(io::Error::other(text).into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Tells whether a frame may be free: nobody has it at a place, and it is not out of use either.
     fn may_be_free(&self, mfn: Mfn) -> Result<bool, Error> {
-        let is_offlined = self.state(mfn).is_some_and(State::is_offlined);
+        let is_offlined = self.state(mfn)?.is_some_and(State::is_offlined);
         Ok(!is_offlined && !self.host.xen.has_place(mfn)?)
     }
 
     /// The state of a frame; `None` when there is none of that number.
-    fn state(&self, mfn: Mfn) -> Option<State> {
+    fn state(&self, mfn: Mfn) -> Result<Option<State>, Error> {
         let mut word = [0];
-        self.host.xen.offline_states(mfn, &mut word).ok()?;
-        Some(State::new(word[0]))
+        match self.host.xen.offline_states(mfn, &mut word) {
+            Ok(()) => Ok(Some(State::new(word[0]))),
+            Err(error) if error.errno == libc::EINVAL => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn mark(&mut self, mfn: Mfn) -> Result<Begun, Error> {
         let word = match self.host.xen.mark_offline(mfn) {
             Ok(word) => word,
-            // Xen's answer for its own image, which has no state to change.
+            // Xen's answer for its own image, which has no state to change; who may ask for states may mark.
             Err(error) if error.errno == libc::EPERM => return Ok(xens(mfn).into()),
-            Err(error) => {
-                return Ok(Verdict::new(mfn, Kind::Refused, "not-memory", &error.to_string()).into());
-            }
+            Err(error) => return Err(error.into()),
         };
         let verdict = match Owner::of_mark(word) {
             Owner::Free if self.arguments.check => {
@@ -221,14 +248,14 @@ impl<'a> Offliner<'a> {
                 None => Begun::Pv(owner),
             });
         }
-        let mut session = match self.sessions.remove(&owner) {
+        let session = match self.sessions.remove(&owner) {
             Some(session) => session,
             None => Session::open(self.host, Guest { domid: owner, name: name.clone() }, &self.arguments)?,
         };
         let only_check = OfflineArguments { check: true, ..self.arguments.clone() };
         let arguments = if beside_free.is_some() { &only_check } else { &self.arguments };
-        let step = session.exchange(mfn, arguments)?;
-        self.sessions.insert(owner, session);
+        let (session, step) = session.exchange(mfn, arguments)?;
+        self.sessions.extend(session.map(|session| (owner, session)));
         let verdict = match step {
             // What an exchange before this one has left, and the stub has let go of now.
             Step::Refused { reason, .. }
@@ -246,6 +273,7 @@ impl<'a> Offliner<'a> {
                 Some(version) => beside_free_memory(mfn, version),
                 None => Verdict::fit(mfn, prepared),
             },
+            Step::Stranded(text) => Verdict::stranded(mfn, &text),
             Step::Exchanged(exchange) => {
                 let state = self.settled(mfn)?;
                 Verdict::exchanged(mfn, &exchange, state)
@@ -257,6 +285,12 @@ impl<'a> Offliner<'a> {
     /// Frames of a PV guest, which are marked: dom0 itself exchanges them, with the guest suspended.
     fn exchange_pv(&self, owner: Domid, mfns: &[Mfn]) -> Result<Vec<Verdict>, Error> {
         let name = self.host.name_of(owner)?.unwrap_or_else(|| owner.to_string());
+        if saving::saver_of(owner).is_some() {
+            let text = "the guest is being saved or migrated: a new frame would be missing from the stream; try again \
+                        afterwards";
+            let refused = |mfn| Verdict::new(mfn, Kind::Refused, "being-saved", text).of_guest(owner, &name);
+            return mfns.iter().map(|&mfn| self.settle(mfn, refused(mfn))).collect();
+        }
         let report = pv_exchange::run(self.host, owner, mfns);
         let told = mfns.iter().enumerate().map(|(nr, &mfn)| {
             let verdict = match &report {
@@ -277,18 +311,28 @@ impl<'a> Offliner<'a> {
         told.collect()
     }
 
-    /// The state of an old frame once its last users have let go of it, or after [`LET_GO`].
+    /// The state of an old frame once its last users have let go of it, or after [`LET_GO`]; as it is if somebody wants an end.
+    ///
+    /// A guest whose populate-on-demand entries are outstanding has the frame put into its cache instead of freed; marking it
+    /// once more has Xen take it from there (`p2m_pod_offline_or_broken_replace`).
     fn settled(&self, mfn: Mfn) -> Result<State, Error> {
         let pause = Duration::from_millis(5);
         let mut waited = Duration::ZERO;
         loop {
-            let state = self.state(mfn).unwrap_or(State::new(0));
-            if !state.is_pending() || waited >= LET_GO {
+            let state = self.state(mfn)?.unwrap_or(State::new(0));
+            if !state.is_pending() {
                 return Ok(state);
             }
-            self.host.interrupt.wait(&[], pause)?;
+            if waited >= LET_GO || self.host.interrupt.wait(&[], pause).is_err() {
+                break;
+            }
             waited += pause;
         }
+        // Xen crashes the owner of a broken frame that is marked.
+        if !self.state(mfn)?.is_some_and(State::is_broken) {
+            self.host.xen.mark_offline(mfn)?;
+        }
+        Ok(self.state(mfn)?.unwrap_or(State::new(0)))
     }
 }
 
@@ -300,8 +344,8 @@ fn neighbour(mfn: Mfn) -> Mfn {
 /// A frame that is free, or may be.
 fn unowned(mfn: Mfn, version: XenVersion) -> Verdict {
     let text = format!(
-        "no guest has it: it is free or Xen's own, and stays as it is, because Xen {version} damages its lists of free \
-         memory when it takes a free frame out of use, and may crash later (mended in 4.20.4, 4.21.2 and 4.22; --careless \
+        "no domain has it at a place of its memory: it is free, Xen's own, or what a guest shares with its device model \
+         alone; it stays as it is, because Xen {version} damages its lists of free memory when it takes a free frame out of use, and may crash later (mended in 4.20.4, 4.21.2 and 4.22; --careless \
          does it all the same); try again when it is in use, or name it in badpage= on Xen's command line"
     );
     Verdict::new(mfn, Kind::Refused, "no-owner", &text)

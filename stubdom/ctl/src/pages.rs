@@ -55,8 +55,8 @@ fn look(host: &Host, first: u64, nr_frames: u64, pages: &mut Vec<Page>) {
     }
 }
 
-/// The owner of a pending frame, which marking it once more tells and changes nothing; never of a broken one, whose owner
-/// Xen would crash.
+/// The owner of a pending frame, which marking it once more tells and changes nothing. Never of a broken one, whose owner
+/// Xen would crash, and nothing else tells.
 fn owner(host: &Host, page: &Page) -> Result<Option<Domid>, Error> {
     if !page.state.is_pending() || page.state.is_broken() {
         return Ok(None);

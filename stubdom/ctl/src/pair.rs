@@ -37,8 +37,10 @@ pub(crate) enum PairError {
     NoGuest(String),
     /// A stub that died is still there.
     Lingers(Domid),
-    /// Another stubctl exchanges pages of this guest: its process.
-    InCare(Domid, u32),
+    /// Another stubctl exchanges pages of this guest: its process, if it has told.
+    InCare(Domid, Option<u32>),
+    /// What stands in this node, where a guest's exchange is noted, is none of this stubctl's.
+    BadRecord(Domid, String, String),
 }
 
 impl fmt::Display for PairError {
@@ -58,9 +60,14 @@ impl fmt::Display for PairError {
             Self::NoStub(guest) => write!(f, "{guest} has no stub (see stubctl attach)"),
             Self::Lingers(stub) => write!(f, "the dead stub {stub} does not go: xl destroy {}", stub.raw()),
             Self::InCare(guest, pid) => {
+                let pid = pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
+                write!(f, "another stubctl{pid} exchanges pages of {guest}: try again when it is done")
+            }
+            Self::BadRecord(guest, node, text) => {
                 write!(
                     f,
-                    "another stubctl (process {pid}) exchanges pages of {guest}: try again when it is done"
+                    "{node} holds {text:?}, expected what stubctl of this build notes of an exchange: see that {guest} \
+                     runs and has its maxmem, then xenstore-rm the node"
                 )
             }
             Self::NoGuest(guest) => write!(f, "there is no domain {guest} (see xl list)"),

@@ -10,6 +10,7 @@ use crate::ffi::foreign::ForeignMemory;
 use crate::ffi::pv::Hypercalls;
 use crate::host::{Host, home};
 use crate::pv_suspend::{SuspendError, Suspended};
+use crate::standstill::Lock;
 use migration::exchange_pv::{
     Error as ExchangeError, Exchanged, Exchanger, Facts, PageType, PvGuest, Role, Root, Update, WORDS, Words,
     grants,
@@ -36,6 +37,7 @@ pub(crate) struct Report {
 /// # Errors
 /// No frame was touched: there is no such guest, it does not suspend, its memory cannot be surveyed.
 pub(crate) fn run(host: &Host, domid: Domid, mfns: &[Mfn]) -> Result<Report, Error> {
+    let _lock = Lock::take(host, domid)?;
     let suspended = Suspended::new(host, domid)?;
     let mut xen = Dom0 { host, domid, memory: ForeignMemory::open(domid)?, hypercalls: Hypercalls::open()? };
     let mut exchanger = Exchanger::new(xen.facts()?, mfns, &mut xen)?;

@@ -1,7 +1,9 @@
 //! What came of one frame: for eyes, for scripts, for the exit code.
 
+use crate::error::Error;
 use crate::exchange::Exchange;
 use crate::frame::State;
+use crate::standstill::rescue::AGAIN;
 use crate::xen_version::XenVersion;
 use control::Hypercall;
 use control::exchange::{Outcome, Prepared, Reason, Scope};
@@ -20,8 +22,10 @@ pub(crate) enum Kind {
     Refused,
     /// Exchanged, and somebody holds the old frame still.
     Held,
-    /// The guest has lost a page and stands still.
+    /// The guest has lost a page, or may have, and stands still.
     Lost,
+    /// dom0 or a stub could not do its part; the exit code of that.
+    Failed(u8),
 }
 
 impl Kind {
@@ -32,6 +36,7 @@ impl Kind {
             Self::Refused => 8,
             Self::Held => 9,
             Self::Lost => 10,
+            Self::Failed(code) => code,
         }
     }
 
@@ -41,6 +46,7 @@ impl Kind {
             Self::Refused => "refused",
             Self::Held => "held",
             Self::Lost => "lost",
+            Self::Failed(_) => "failed",
         }
     }
 }
@@ -72,6 +78,35 @@ impl Verdict {
         Self::new(mfn, Kind::Lost, reason, &text)
     }
 
+    /// An exchange that broke off and left the guest standing until it can be put right.
+    pub(crate) fn stranded(mfn: Mfn, text: &str) -> Self {
+        let text =
+            format!("{text}; the guest stays paused, its memory waits for a stub to put it right: {AGAIN}");
+        Self::new(mfn, Kind::Lost, "stranded", &text)
+    }
+
+    /// A frame at which something failed that has nothing to do with it.
+    pub(crate) fn failed(mfn: Mfn, error: &Error) -> Self {
+        Self::new(mfn, Kind::Failed(error.code()), "failed", &error.to_string())
+    }
+
+    /// Whether the reason may go away by itself, without any more errors of the frame.
+    pub(crate) fn is_transient(&self) -> bool {
+        const REASONS: [&str; 10] = [
+            "being-saved",
+            "beside-free",
+            "changing-hands",
+            "dying",
+            "granted",
+            "moved",
+            "no-memory",
+            "not-suspended",
+            "stranded",
+            "xen",
+        ];
+        matches!(self.kind, Kind::Failed(_)) || REASONS.contains(&self.reason)
+    }
+
     /// Names the owner.
     pub(crate) fn of_guest(mut self, domid: Domid, name: &str) -> Self {
         self.guest = Some((domid, name.to_owned()));
@@ -84,6 +119,10 @@ impl Verdict {
             "; its mark is taken back: it would go out of use when its owner lets go of it, and Xen {version} may crash \
              over a frame that is freed beside free memory"
         );
+        if self.kind == Kind::Held {
+            self.text +=
+                "; so it will be used again once it is let go of: name it in badpage= on Xen's command line";
+        }
         self
     }
 
@@ -97,17 +136,25 @@ impl Verdict {
     /// An exchange, and what Xen says of the old frame now.
     pub(crate) fn exchanged(mfn: Mfn, exchange: &Exchange, state: State) -> Self {
         let outcome = exchange.swapped.outcome.as_str();
-        let pause_us = exchange.stood.as_micros();
+        let pause_us = exchange.stood.guest.as_micros();
         let whole = match exchange.swapped.outcome {
             Outcome::SplitSuperpage => Scope::SplitForMemory,
             Outcome::Page | Outcome::Superpage => exchange.prepared.scope,
         };
         let whole = whole.words();
-        let done = format!(
-            "exchanged for {}: {} ({outcome}, {whole}), paused {pause_us} us",
-            exchange.done.new, exchange.done.gfn
-        );
-        let mut verdict = match (state.is_offlined(), exchange.nr_held) {
+        let gfn = exchange.prepared.gfn;
+        let done = match &exchange.done {
+            Ok(done) => {
+                format!("exchanged for {}: {gfn} ({outcome}, {whole}), paused {pause_us} us", done.new)
+            }
+            Err(error) => format!(
+                "exchanged: {gfn} ({outcome}, {whole}), paused {pause_us} us; the stub could not clean up behind it: {error}"
+            ),
+        };
+        // An old frame out of use is nobody's any more, whatever the stub saw last: of a page alone that is all.
+        let is_page = exchange.swapped.outcome == Outcome::Page;
+        let nr_held = if state.is_offlined() && is_page { 0 } else { exchange.nr_held };
+        let mut verdict = match (state.is_offlined(), nr_held) {
             (true, 0) => Self::new(mfn, Kind::Done, "exchanged", &done),
             (true, nr_held) => {
                 let which = format!("{nr_held} old frames of the same superpage are");
@@ -125,18 +172,19 @@ impl Verdict {
                 .map(|(kind, nr)| (kind.as_str().to_owned(), nr.into()))
                 .collect();
         verdict.details = Some(json!({
-            "gfn": exchange.done.gfn.raw(),
-            "new_mfn": exchange.done.new.raw(),
+            "gfn": gfn.raw(),
+            "new_mfn": exchange.done.as_ref().ok().map(|done| done.new.raw()),
             "outcome": outcome,
             "scope": exchange.prepared.scope.as_str(),
             "pause_us": pause_us,
+            "device_model_us": exchange.stood.device_model.map(|stood| stood.as_micros()),
             "prepare_us": exchange.prepared.ns / 1000,
             "swap_us": exchange.swapped.ns / 1000,
-            "finish_us": exchange.done.ns / 1000,
+            "finish_us": exchange.done.as_ref().ok().map(|done| done.ns / 1000),
             "hypercalls": calls,
             "hypercalls_by_kind": by_kind,
             "state": state.to_string(),
-            "old_frames_held": exchange.nr_held,
+            "old_frames_held": nr_held,
         }));
         verdict
     }
@@ -195,6 +243,7 @@ impl fmt::Display for Verdict {
         match self.kind {
             Kind::Refused => write!(f, ": refused ({}): {}", self.reason, self.text),
             Kind::Lost => write!(f, ": LOST: {}", self.text),
+            Kind::Failed(_) => write!(f, ": not done: {}", self.text),
             Kind::Done | Kind::Held => write!(f, ": {}", self.text),
         }
     }

@@ -1,8 +1,8 @@
 //! `stubctl watch`: a daemon that takes frames out of use when they have had enough corrected errors.
 //!
 //! **Takes** reports of errors from a spool directory, a file that grows, or a command's output. **Gives** a log line for
-//! every decision. **Never** deals with two frames at once, and never loses a report: one is deleted only after the state
-//! file holds it.
+//! every decision. **Never** deals with two frames at once, never loses a report (one is deleted only after the state file
+//! holds it), and never ends for a report that cannot be read.
 //!
 //! A report is a line `ADDRESS [COUNT]`: the physical address in hexadecimal with 0x, and how many errors are new (1 when
 //! it is missing). `#` starts a comment.
@@ -11,7 +11,7 @@ mod ledger;
 
 use crate::cli::{OfflineArguments, WatchArguments};
 use crate::error::Error;
-use crate::host::Host;
+use crate::host::{Host, say};
 use crate::offline::Offliner;
 use crate::verdict::{Kind, Verdict};
 use ledger::{Fate, Ledger, Report};
@@ -19,15 +19,19 @@ use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 use xen_front::types::Mfn;
 
 /// Most bytes taken from a growing file at once.
 const CHUNK_BYTES: u64 = 1 << 20;
 
+/// For timeout(1): a command is told to end after a minute, and made to 5 seconds later.
+const COMMAND_PATIENCE: [&str; 3] = ["--kill-after=5", "60", "--"];
+
 /// Watches until a signal comes, or once.
 pub(crate) fn run(host: &Host, arguments: &WatchArguments) -> Result<(), Error> {
     let mut watch = Watch { host, arguments, ledger: load(&arguments.state)? };
-    println!("watching, {} corrected errors of a page take it out of use", arguments.threshold);
+    say(&format!("watching, {} corrected errors of a page take it out of use", arguments.threshold));
     loop {
         let spent = watch.collect()?;
         watch.store()?;
@@ -53,7 +57,13 @@ impl Watch<'_> {
         if let Some(directory) = &self.arguments.spool {
             for file in spooled(directory)? {
                 let name = file.to_string_lossy().into_owned();
-                let text = fs::read_to_string(&file)?;
+                let text = match fs::read(&file) {
+                    Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+                    Err(error) => {
+                        log::warn!("{name}: {error}: left where it is");
+                        continue;
+                    }
+                };
                 // A file that was taken in before a crash must not count twice.
                 if self.ledger.take_file(&name) {
                     self.take(&text, &name);
@@ -63,13 +73,19 @@ impl Watch<'_> {
             self.ledger.forget_files(|name| Path::new(name).exists());
         }
         if let Some(file) = &self.arguments.file {
-            let text = grown(file, &mut self.ledger.offset)?;
-            self.take(&text, &file.to_string_lossy());
+            match grown(file, &mut self.ledger.offset) {
+                Ok(text) => self.take(&text, &file.to_string_lossy()),
+                Err(error) => log::warn!("{}: {error}", file.display()),
+            }
         }
         if let Some(command) = &self.arguments.command {
-            let output = Command::new("sh").args(["-c", command]).output()?;
+            let output =
+                Command::new("timeout").args(COMMAND_PATIENCE).args(["sh", "-c", command]).output()?;
             if !output.status.success() {
-                eprintln!("`{command}` ended with {}: its output is not used", output.status);
+                log::warn!(
+                    "`{command}` ended with {} (124: too slow): its output is not used",
+                    output.status
+                );
             } else {
                 self.take(&String::from_utf8_lossy(&output.stdout), command);
             }
@@ -83,41 +99,57 @@ impl Watch<'_> {
                 Ok(None) => {}
                 Ok(Some(report)) => {
                     let errors = self.ledger.take(report);
-                    println!("{}: {} errors of {}, {source}", report.mfn, errors, self.arguments.threshold);
+                    say(&format!(
+                        "{}: {} errors of {}, {source}",
+                        report.mfn, errors, self.arguments.threshold
+                    ));
                 }
-                Err(expected) => eprintln!("{source}: expected {expected}, got {line:?}: passed over"),
+                Err(expected) => log::warn!("{source}: expected {expected}, got {line:?}: passed over"),
             }
         }
     }
 
     /// Deals with every frame that is due, one after another.
+    ///
+    /// # Errors
+    /// Somebody wants an end: the frame being dealt with is dealt with again after the next start.
     fn act(&mut self) -> Result<(), Error> {
-        while let Some(mfn) = self.ledger.due(self.arguments.threshold) {
+        while let Some(mfn) = self.ledger.due(self.arguments.threshold, now_s()) {
             self.ledger.settle(mfn, Fate::Trying);
             self.store()?;
-            let fate = self.offline(mfn);
+            let fate = self.offline(mfn)?;
             self.ledger.settle(mfn, fate);
             self.store()?;
         }
         Ok(())
     }
 
-    fn offline(&self, mfn: Mfn) -> Fate {
-        println!("{mfn}: taking it out of use");
-        let mut fate = Fate::Refused;
+    fn offline(&self, mfn: Mfn) -> Result<Fate, Error> {
+        say(&format!("{mfn}: taking it out of use"));
+        let later = Fate::Waiting { until_s: now_s().saturating_add(self.arguments.retry_s) };
+        let mut fate = later;
         let tell = |verdict: Verdict| {
-            println!("{verdict}");
+            say(&verdict.to_string());
             fate = match verdict.kind {
                 Kind::Done => Fate::Offline,
+                _ if verdict.is_transient() => later,
                 Kind::Held | Kind::Lost => Fate::Held,
-                Kind::Refused => Fate::Refused,
+                Kind::Refused | Kind::Failed(_) => Fate::Refused,
             };
         };
         let offliner = Offliner::new(self.host, OfflineArguments::of(mfn));
-        if let Err(error) = offliner.and_then(|mut offliner| offliner.offline_all(&[mfn], tell)) {
-            println!("{mfn}: not done: {error}; tried again with its next errors");
+        match offliner.and_then(|mut offliner| offliner.offline_all(&[mfn], tell)) {
+            Err(error) if error.is_stop() => return Err(error),
+            Err(error) => say(&format!("{mfn}: not done: {error}")),
+            Ok(()) => {}
         }
-        fate
+        if let Fate::Waiting { .. } = fate {
+            say(&format!(
+                "{mfn}: tried again in {} s, or when it has failed as often again",
+                self.arguments.retry_s
+            ));
+        }
+        Ok(fate)
     }
 
     /// Writes the state so that a crash leaves the old one or the new one.
@@ -132,6 +164,11 @@ impl Watch<'_> {
         fs::rename(fresh, path)?;
         Ok(())
     }
+}
+
+/// Seconds since 1970, by a clock that goes on while the host is off.
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// The state of the last run; a file that is no state is an error, not a fresh start.
@@ -173,7 +210,7 @@ fn spooled(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let is_whole = !entry.file_name().to_string_lossy().starts_with('.');
-        if is_whole && entry.file_type()?.is_file() {
+        if is_whole && entry.file_type().is_ok_and(|kind| kind.is_file()) {
             files.push(entry.path());
         }
     }
@@ -183,7 +220,7 @@ fn spooled(directory: &Path) -> Result<Vec<PathBuf>, Error> {
 
 fn remove(file: &Path) {
     if let Err(error) = fs::remove_file(file) {
-        eprintln!("{}: {error}", file.display());
+        log::warn!("{}: {error}", file.display());
     }
 }
 

@@ -8,7 +8,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use control::exchange::{self as wire, MAX_RESERVED, Reason};
 use migration::exchange::{
-    Alone, Blocker, Error, Exchange, Insurance, Outcome, Plan, Refusal, Request, Reserved, Role, repair,
+    Alone, Blocker, Error, Exchange, Outcome, Plan, Refusal, Request, Reserved, Role, Swapping, repair,
 };
 use migration::xen::{Errno, XenExchange};
 use xen_front::clock::Clock;
@@ -91,16 +91,10 @@ impl Service {
     }
 
     /// Swaps; the target stands still. `None` without an exchange under way.
-    pub(crate) fn swap(
-        &mut self,
-        xen: &mut TargetXen,
-        clock: Clock,
-        insured: impl FnOnce(wire::Insured),
-    ) -> Option<Reply> {
+    pub(crate) fn swap(&mut self, xen: &mut TargetXen, clock: Clock) -> Option<Reply> {
         let exchange = self.exchange.as_mut()?;
         let (began_ns, calls) = (clock.now_ns(), ledger::counts());
-        let result =
-            exchange.swap(xen, |Insurance { region, waiting }| insured(wire::Insured { region, waiting }));
+        let result = exchange.swap(xen);
         let ns = clock.now_ns().saturating_sub(began_ns);
         let now = ledger::counts();
         let nr_hypercalls = core::array::from_fn(|kind| now[kind] - calls[kind]);
@@ -112,8 +106,9 @@ impl Service {
 
     /// Puts right what another stub has left.
     pub(crate) fn repair(order: &wire::Repair, xen: &mut TargetXen) -> Reply {
-        let insurance = order.insured.map(|wire::Insured { region, waiting }| Insurance { region, waiting });
-        match repair(insurance, order.scratch_region, xen) {
+        let swapping =
+            order.swapping.map(|wire::Swapping { gfn, mfn, waiting }| Swapping { gfn, mfn, waiting });
+        match repair(swapping, order.scratch_region, xen) {
             Ok(()) => Reply::Over,
             Err(error) => error.into(),
         }

@@ -409,14 +409,7 @@ impl Stub {
                 self.status.phase(&mut self.store, Phase::Exchanging);
                 Some(self.exchange.begin(&order, xen, self.clock))
             }
-            ToStub::Swap => {
-                let link = &mut self.link;
-                self.exchange.swap(xen, self.clock, |insured| {
-                    if let Err(error) = link.send(&FromStub::Insured(insured)) {
-                        log::warn!("control: {error}");
-                    }
-                })
-            }
+            ToStub::Swap => self.exchange.swap(xen, self.clock),
             ToStub::CountHeld => self.exchange.count_held(xen),
             ToStub::Repair(order) => Some(Service::repair(&order, xen)),
             _ => self.exchange.finish(xen, self.clock),

@@ -1,7 +1,7 @@
 //! How often each frame has failed, and what was done about it.
 //!
 //! **Takes** reports and fates. **Gives** the next frame to deal with, and its own text. **Never** names a frame again
-//! that is out of use, and one that was refused only after more errors.
+//! that is out of use, and one that was refused only after more errors, or after a while if the reason may have gone.
 
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,11 +47,14 @@ pub(super) enum Fate {
     Held,
     /// Refused: tried again after as many errors as it has had.
     Refused,
+    /// Refused for the moment: tried again then, or as if refused.
+    Waiting {
+        /// Seconds since 1970.
+        until_s: u64,
+    },
 }
 
 impl Fate {
-    const ALL: [Self; 5] = [Self::Counting, Self::Trying, Self::Offline, Self::Held, Self::Refused];
-
     const fn as_str(self) -> &'static str {
         match self {
             Self::Counting => "counting",
@@ -59,7 +62,21 @@ impl Fate {
             Self::Offline => "offline",
             Self::Held => "held",
             Self::Refused => "refused",
+            Self::Waiting { .. } => "waiting",
         }
+    }
+
+    fn until_s(self) -> Option<u64> {
+        match self {
+            Self::Waiting { until_s } => Some(until_s),
+            _ => None,
+        }
+    }
+
+    fn parse(word: &str, until_s: Option<u64>) -> Option<Self> {
+        let waiting = until_s.map(|until_s| Self::Waiting { until_s });
+        let fixed = [Self::Counting, Self::Trying, Self::Offline, Self::Held, Self::Refused];
+        fixed.into_iter().chain(waiting).find(|known| known.as_str() == word)
     }
 }
 
@@ -100,12 +117,14 @@ impl Ledger {
         page.errors
     }
 
-    /// The next frame that has had enough.
-    pub(super) fn due(&self, threshold: u64) -> Option<Mfn> {
+    /// The next frame that has had enough, by now.
+    pub(super) fn due(&self, threshold: u64, now_s: u64) -> Option<Mfn> {
+        let has_doubled = |page: &Page| page.errors >= page.tried_at.saturating_mul(2).max(1);
         let is_due = |page: &Page| match page.fate {
             Fate::Counting => page.errors >= threshold,
             Fate::Trying => true,
-            Fate::Refused => page.errors >= page.tried_at.saturating_mul(2).max(1),
+            Fate::Refused => has_doubled(page),
+            Fate::Waiting { until_s } => until_s <= now_s || has_doubled(page),
             Fate::Offline | Fate::Held => false,
         };
         self.pages.iter().find(|(_, page)| is_due(page)).map(|(mfn, _)| *mfn)
@@ -121,23 +140,22 @@ impl Ledger {
 
     pub(super) fn json(&self) -> Value {
         let pages: Vec<Value> = self.pages.iter().map(|(mfn, page)| {
-            json!({ "mfn": mfn.raw(), "errors": page.errors, "tried_at": page.tried_at, "fate": page.fate.as_str() })
+            json!({ "mfn": mfn.raw(), "errors": page.errors, "tried_at": page.tried_at, "fate": page.fate.as_str(), "until_s": page.fate.until_s() })
         }).collect();
-        json!({ "version": 1, "offset": self.offset, "files": self.files, "pages": pages })
+        json!({ "version": 2, "offset": self.offset, "files": self.files, "pages": pages })
     }
 
     /// Reads what [`Ledger::json`] gave.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let value: Value = serde_json::from_str(text).ok()?;
         let number = |value: &Value, key: &str| value.get(key)?.as_u64();
-        (number(&value, "version")? == 1).then_some(())?;
+        (number(&value, "version")? == 2).then_some(())?;
         let mut ledger = Self { offset: number(&value, "offset")?, ..Self::default() };
         for name in value.get("files")?.as_array()? {
             ledger.files.insert(name.as_str()?.to_owned());
         }
         for page in value.get("pages")?.as_array()? {
-            let fate = page.get("fate")?.as_str()?;
-            let fate = Fate::ALL.into_iter().find(|known| known.as_str() == fate)?;
+            let fate = Fate::parse(page.get("fate")?.as_str()?, number(page, "until_s"))?;
             let page_of = Page { errors: number(page, "errors")?, tried_at: number(page, "tried_at")?, fate };
             ledger.pages.insert(Mfn::new(number(page, "mfn")?), page_of);
         }
@@ -170,8 +188,8 @@ mod tests {
 
     #[test]
     fn a_page_is_due_at_the_threshold_and_not_before() {
-        assert_eq!(with(2).due(3), None);
-        assert_eq!(with(3).due(3), Some(PAGE));
+        assert_eq!(with(2).due(3, 0), None);
+        assert_eq!(with(3).due(3, 0), Some(PAGE));
     }
 
     #[test]
@@ -180,7 +198,7 @@ mod tests {
         for fate in [Fate::Offline, Fate::Held] {
             ledger.settle(PAGE, fate);
             ledger.take(Report { mfn: PAGE, errors: 1000 });
-            assert_eq!(ledger.due(3), None);
+            assert_eq!(ledger.due(3, 0), None);
         }
     }
 
@@ -188,11 +206,22 @@ mod tests {
     fn a_refused_page_is_due_again_after_as_many_errors_as_before() {
         let mut ledger = with(3);
         ledger.settle(PAGE, Fate::Refused);
-        assert_eq!(ledger.due(3), None);
+        assert_eq!(ledger.due(3, 0), None);
         ledger.take(Report { mfn: PAGE, errors: 2 });
-        assert_eq!(ledger.due(3), None);
+        assert_eq!(ledger.due(3, 0), None);
         ledger.take(Report { mfn: PAGE, errors: 1 });
-        assert_eq!(ledger.due(3), Some(PAGE));
+        assert_eq!(ledger.due(3, 0), Some(PAGE));
+    }
+
+    #[test]
+    fn a_page_refused_for_the_moment_is_due_again_by_time_or_by_errors_even_across_a_restart() {
+        let mut ledger = with(3);
+        ledger.settle(PAGE, Fate::Waiting { until_s: 700 });
+        let mut restarted = Ledger::parse(&ledger.json().to_string()).unwrap();
+        assert_eq!(restarted, ledger);
+        assert_eq!((restarted.due(3, 699), restarted.due(3, 700)), (None, Some(PAGE)));
+        restarted.take(Report { mfn: PAGE, errors: 3 });
+        assert_eq!(restarted.due(3, 0), Some(PAGE));
     }
 
     #[test]
@@ -201,7 +230,7 @@ mod tests {
         ledger.settle(PAGE, Fate::Trying);
         let restarted = Ledger::parse(&ledger.json().to_string()).unwrap();
         assert_eq!(restarted, ledger);
-        assert_eq!(restarted.due(3), Some(PAGE));
+        assert_eq!(restarted.due(3, 0), Some(PAGE));
     }
 
     #[test]
@@ -216,7 +245,7 @@ mod tests {
 
     #[test]
     fn what_is_no_state_is_not_taken_for_an_empty_one() {
-        for bad in ["", "{}", "{\"version\": 2, \"offset\": 0, \"files\": [], \"pages\": []}"] {
+        for bad in ["", "{}", "{\"version\": 1, \"offset\": 0, \"files\": [], \"pages\": []}"] {
             assert_eq!(Ledger::parse(bad), None, "{bad}");
         }
     }

@@ -38,7 +38,7 @@ use xen_front::types::{Gfn, Mfn, Order};
 
 pub use error::{Error, Step};
 pub use plan::{Alone, Blocker, Plan, Refusal, Reserved, Role, Survey};
-pub use repair::{Insurance, repair};
+pub use repair::{Swapping, repair};
 use survey::grant_blocker;
 
 /// Pages of a region.
@@ -173,19 +173,15 @@ impl Exchange {
 
     /// Exchanges; the guest and its device model stand still from before the call until after it.
     ///
-    /// A superpage is gone from the guest for a while. Before that `insured` hears where a copy waits: whoever outlives
-    /// the caller can put the guest right with it ([`repair`]). A page alone is never gone.
+    /// A superpage is gone from the guest for a while. Before that a whole copy waits: whoever outlives the caller can put
+    /// the guest right with it ([`repair`]). A page alone is never gone.
     ///
     /// # Errors
     /// Why not; unless it is [`Error::Lost`], the guest is as it was.
-    pub fn swap<X: XenExchange>(
-        &mut self,
-        xen: &mut X,
-        insured: impl FnOnce(Insurance),
-    ) -> Result<Outcome, Error> {
+    pub fn swap<X: XenExchange>(&mut self, xen: &mut X) -> Result<Outcome, Error> {
         let swapped = match self.plan {
             Plan::Page => self.swap_page(xen)?,
-            Plan::Superpage => self.swap_superpage(xen, insured)?,
+            Plan::Superpage => self.swap_superpage(xen)?,
         };
         self.swapped = Some(swapped);
         Ok(swapped.0)

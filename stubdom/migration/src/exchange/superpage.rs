@@ -1,8 +1,7 @@
 //! The swap of a superpage.
 
 use super::{
-    ATTEMPTS, COPY, Error, Exchange, Insurance, NEW, OLD, Outcome, REGION_LEN, Step, decrease, plan,
-    populate, region,
+    ATTEMPTS, COPY, Error, Exchange, NEW, OLD, Outcome, REGION_LEN, Step, decrease, plan, populate, region,
 };
 use crate::xen::{Errno, XenExchange};
 use alloc::vec::Vec;
@@ -10,15 +9,10 @@ use xen_front::types::{Gfn, Mfn, Order};
 
 impl Exchange {
     /// Takes the superpage away, populates another at its place and copies; falls back on the one that waits.
-    pub(super) fn swap_superpage<X: XenExchange>(
-        &mut self,
-        xen: &mut X,
-        insured: impl FnOnce(Insurance),
-    ) -> Result<(Outcome, Mfn), Error> {
+    pub(super) fn swap_superpage<X: XenExchange>(&mut self, xen: &mut X) -> Result<(Outcome, Mfn), Error> {
         self.look_again(xen)?;
         self.insure(xen)?;
         let start = self.gfn.align_down(Order::PAGE_2M);
-        insured(Insurance { region: start, waiting: self.scratch[0] });
         let is_gone = decrease(Order::PAGE_2M, &[start], xen) == 1 || self.is_gone(xen)?;
         let swapped = if is_gone && populate(Order::PAGE_2M, start, xen) {
             self.fill_region(xen)?

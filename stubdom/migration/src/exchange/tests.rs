@@ -34,6 +34,12 @@ fn memory(xen: &FakeXen) -> Vec<(Gfn, Page)> {
     xen.gfns().map(|gfn| (gfn, xen.page(gfn).expect("populated"))).collect()
 }
 
+/// All but what waits for an exchange.
+fn memory_but_scratch(xen: &FakeXen) -> Vec<(Gfn, Page)> {
+    let waits = |gfn: &Gfn| SCRATCH_PAGES.contains(gfn) || gfn.align_down(Order::PAGE_2M) == SCRATCH_REGION;
+    memory(xen).into_iter().filter(|(gfn, _)| !waits(gfn)).collect()
+}
+
 fn frames(xen: &FakeXen) -> Vec<(Gfn, Option<Mfn>)> {
     xen.gfns().map(|gfn| (gfn, xen.frame(gfn))).collect()
 }
@@ -48,7 +54,7 @@ fn exchange(xen: &mut FakeXen, gfn: Gfn) -> Result<Report, Error> {
     let mfn = xen.frame(gfn).expect("populated");
     xen.offline(mfn);
     let mut exchange = Exchange::prepare(&request(mfn), xen)?;
-    let swapped = exchange.swap(xen, |_| ());
+    let swapped = exchange.swap(xen);
     let report = exchange.finish(xen)?;
     swapped.map(|_| report.expect("swapped"))
 }
@@ -89,7 +95,7 @@ fn the_guest_stands_still_for_a_handful_of_calls() {
         let mut exchange =
             Exchange::prepare(&request(xen.frame(gfn).expect("populated")), &mut xen).expect("fine");
         xen.ledger.0.clear();
-        exchange.swap(&mut xen, |_| ()).expect("fine");
+        exchange.swap(&mut xen).expect("fine");
         let ledger = xen.ledger.to_string();
         exchange.finish(&mut xen).expect("fine");
         ledger
@@ -167,7 +173,7 @@ fn a_guest_that_balloons_meanwhile_holds_nothing() {
     let mut xen = guest();
     let mfn = xen.frame(Gfn::new(700)).expect("populated");
     let mut exchange = Exchange::prepare(&request(mfn), &mut xen).expect("fine");
-    exchange.swap(&mut xen, |_| ()).expect("fine");
+    exchange.swap(&mut xen).expect("fine");
     xen.populate_physmap(Order::PAGE_4K, &[Gfn::new(0x3000)]);
     assert_eq!(exchange.finish(&mut xen).expect("fine").expect("swapped").held, []);
 }
@@ -292,7 +298,7 @@ fn beside_a_page_that_xen_has_pinned_a_page_is_exchanged_alone_after_one_survey(
         let mut exchange = Exchange::prepare(&request(old), &mut xen).expect("the page itself is free");
         assert_eq!((exchange.plan(), exchange.alone()), (Plan::Page, Some(Alone::Neighbour)), "{pinned:?}");
         assert_eq!(populated(&xen), [Call::Populate { order: Order::PAGE_4K, nr_asked: 1, nr_done: 1 }]);
-        exchange.swap(&mut xen, |_| ()).expect("nothing fails");
+        exchange.swap(&mut xen).expect("nothing fails");
         let report = exchange.finish(&mut xen).expect("nothing fails").expect("swapped");
         assert_eq!((report.outcome, report.held, report.old), (Outcome::Page, vec![], old));
         assert_eq!(populated(&xen).len(), 1, "{pinned:?}");
@@ -310,7 +316,7 @@ fn what_the_guest_changes_meanwhile_is_found_before_anything_is_swapped() {
         let mut exchange = Exchange::prepare(&request(mfn), &mut xen).expect("fine");
         change(&mut xen);
         let before = xen.nr_owned();
-        let error = exchange.swap(&mut xen, |_| ()).expect_err("changed");
+        let error = exchange.swap(&mut xen).expect_err("changed");
         assert_eq!(exchange.finish(&mut xen), Ok(None));
         assert_eq!(xen.nr_mapped(), 0);
         assert!(xen.gfns().all(|gfn| !SCRATCH_PAGES.contains(&gfn)));
@@ -331,7 +337,7 @@ fn what_the_guest_writes_meanwhile_is_kept() {
             Exchange::prepare(&request(xen.frame(gfn).expect("populated")), &mut xen).expect("fine");
         xen.write(gfn, b"written while the exchange was prepared");
         let before = xen.page(gfn);
-        exchange.swap(&mut xen, |_| ()).expect("fine");
+        exchange.swap(&mut xen).expect("fine");
         exchange.finish(&mut xen).expect("fine");
         assert!(xen.page(gfn) == before);
     }
@@ -357,7 +363,7 @@ fn a_superpage_that_goes_only_in_part_is_patched() {
         let mfn = xen.frame(gfn).expect("populated");
         xen.offline(mfn);
         let mut exchange = Exchange::prepare(&request(mfn), &mut xen).expect("fine");
-        let outcome = exchange.swap(&mut xen, |_| ());
+        let outcome = exchange.swap(&mut xen);
         exchange.finish(&mut xen).expect("fine");
         assert!(memory(&xen) == before, "stuck at {stuck}");
         assert_eq!((xen.nr_orphans(), xen.nr_mapped()), (0, 0), "stuck at {stuck}");
@@ -395,7 +401,7 @@ fn telling(calls: &[Call]) -> impl Iterator<Item = usize> {
     (0..calls.len()).filter(move |nr| !is_inner(*nr))
 }
 
-/// Runs a whole exchange with one call failing; the guest must be whole whatever happens.
+/// Runs a whole exchange with one call failing; the guest must be whole and the page exchanged all the same.
 fn sweep(guest: impl Fn() -> FakeXen, gfn: Gfn) {
     let (mut sound, reference) = (guest(), guest());
     exchange(&mut sound, gfn).expect("nothing fails");
@@ -425,6 +431,73 @@ fn whichever_call_fails_once_a_superpage_is_exchanged_all_the_same() {
 }
 
 #[test]
+fn whichever_call_fails_once_a_read_only_page_is_exchanged_and_stays_read_only() {
+    let gfn = Gfn::new(0x2003);
+    let rom = || {
+        let mut xen = guest();
+        xen.page_types.insert(gfn, PageType::ReadOnly);
+        xen
+    };
+    sweep(rom, gfn);
+    let mut sound = rom();
+    exchange(&mut sound, gfn).expect("nothing fails");
+    for nr in telling(&sound.ledger.0) {
+        let mut xen = rom();
+        xen.fail_call = Some(nr);
+        exchange(&mut xen, gfn).expect("one failure is retried");
+        xen.fail_call = None;
+        assert_eq!(xen.page_type(gfn), Ok(PageType::ReadOnly), "call {nr}");
+    }
+}
+
+#[test]
+fn whichever_call_fails_once_a_superpage_is_exchanged_though_the_host_is_fragmented() {
+    let fragmented = || {
+        let mut xen = guest();
+        xen.fragment(Order::PAGE_2M, 26); // leaves one free extent of 2 MiB: the superpage is patched
+        xen
+    };
+    sweep(fragmented, Gfn::new(700));
+}
+
+/// As [`sweep`], where the exchange may fail: then the guest must be as it was. `nr_stray` frames may stay with it that
+/// were to be moved and that Xen has lost.
+fn sweep_a_failing_host(guest: impl Fn() -> FakeXen, gfn: Gfn, nr_stray: u64) {
+    let (mut sound, reference) = (guest(), guest());
+    let _ = exchange(&mut sound, gfn);
+    for nr in telling(&sound.ledger.0) {
+        let mut xen = guest();
+        xen.fail_call = Some(nr);
+        let outcome = exchange(&mut xen, gfn);
+        assert!(!matches!(outcome, Err(Error::Lost { .. })), "call {nr}: {outcome:?}");
+        assert!(memory(&xen) == memory(&reference), "call {nr}: {outcome:?}");
+        assert!(xen.nr_orphans() <= nr_stray && xen.nr_mapped() == 0, "call {nr}: {outcome:?}");
+    }
+}
+
+#[test]
+fn whichever_call_fails_once_a_page_that_cannot_be_moved_over_is_filled_anew() {
+    let unmovable = || {
+        let mut xen = guest();
+        xen.unmovable.insert(Gfn::new(0x2003));
+        xen
+    };
+    sweep_a_failing_host(unmovable, Gfn::new(0x2003), 1);
+}
+
+#[test]
+fn whichever_call_fails_once_a_superpage_that_goes_only_in_part_is_whole() {
+    for stuck in [520, 700, 1000] {
+        let in_part = || {
+            let mut xen = guest();
+            xen.unremovable.insert(Gfn::new(stuck));
+            xen
+        };
+        sweep_a_failing_host(in_part, Gfn::new(700), 0);
+    }
+}
+
+#[test]
 fn whichever_call_fails_once_a_page_beside_a_pinned_one_is_exchanged_all_the_same() {
     sweep(|| guest_with_pinned(699, Pinned::ControlBlock), Gfn::new(700));
 }
@@ -448,14 +521,22 @@ fn whichever_call_fails_once_a_pinned_page_is_refused_all_the_same() {
 
 #[test]
 fn a_call_that_fails_for_good_leaves_the_guest_as_it_was() {
-    for name in ["param", "page_type", "grant_in_force", "move_page"] {
-        let mut xen = guest();
-        let before = (memory(&xen), frames(&xen));
-        xen.fail_name = Some(name);
-        let outcome = exchange(&mut xen, Gfn::new(0x2003));
-        assert!(outcome.is_err_and(|error| error.leaves_guest_intact()), "{name}");
-        assert!((memory(&xen), frames(&xen)) == before, "{name}");
-        assert_eq!((xen.nr_orphans(), xen.nr_mapped()), (0, 0), "{name}");
+    for gfn in [0x2003, 700].map(Gfn::new) {
+        for name in ["param", "page_type", "grant_in_force", "map", "populate", "move_page", "decrease"] {
+            let mut xen = guest();
+            let before = (memory(&xen), frames(&xen));
+            xen.fail_name = Some(name);
+            let outcome = exchange(&mut xen, gfn);
+            assert!(!matches!(outcome, Err(Error::Lost { .. })), "{name}, {gfn}: {outcome:?}");
+            let is_done = outcome.is_ok();
+            xen.fail_name = None;
+            // What could not be given back waits where nobody looks.
+            let left = repair(None, Some(SCRATCH_REGION), &mut xen);
+            assert_eq!(left, Ok(()), "{name}, {gfn}");
+            assert!(memory(&xen) == before.0, "{name}, {gfn}: {outcome:?}");
+            assert!(is_done || frames(&xen) == before.1, "{name}, {gfn}: {outcome:?}");
+            assert_eq!((xen.nr_orphans(), xen.nr_mapped()), (0, 0), "{name}, {gfn}: {outcome:?}");
+        }
     }
 }
 
@@ -468,20 +549,60 @@ fn outlive(guest: impl Fn() -> FakeXen, gfn: Gfn) {
         let mut xen = guest();
         let mfn = xen.frame(gfn).expect("populated");
         xen.offline(mfn);
-        let (mut insurance, mut is_swapped) = (None, false);
+        let (mut asked, mut is_swapped, mut expected) = (None, false, before.clone());
         xen.die_at = Some(nr);
         let death = catch_unwind(AssertUnwindSafe(|| {
             let mut exchange = Exchange::prepare(&request(mfn), &mut xen).expect("fine");
-            exchange.swap(&mut xen, |insured| insurance = Some(insured)).expect("fine");
+            xen.write(gfn, b"written while the exchange was prepared");
+            expected = memory_but_scratch(&xen);
+            let is_whole = exchange.plan() == Plan::Superpage;
+            asked = is_whole.then_some(Swapping { gfn, mfn, waiting: SCRATCH_REGION });
+            exchange.swap(&mut xen).expect("fine");
             is_swapped = true;
             exchange.finish(&mut xen).expect("fine");
         }));
         assert!(death.is_err(), "call {nr}");
         xen.bury();
-        insurance = insurance.filter(|_| !is_swapped);
-        repair(insurance, Some(SCRATCH_REGION), &mut xen).expect("nothing fails any more");
-        assert!(memory(&xen) == before, "dead at call {nr}");
+        repair(asked.filter(|_| !is_swapped), Some(SCRATCH_REGION), &mut xen)
+            .expect("nothing fails any more");
+        assert!(memory(&xen) == expected, "dead at call {nr}");
         assert_eq!((xen.nr_owned(), xen.nr_mapped(), xen.nr_orphans()), (owned, 0, 0), "dead at call {nr}");
+    }
+}
+
+#[test]
+fn a_repair_in_which_a_call_fails_can_be_done_again() {
+    let gfn = Gfn::new(700);
+    let (mut sound, before) = (guest(), memory(&guest()));
+    exchange(&mut sound, gfn).expect("nothing fails");
+    let is_end = |call: &Call| *call == Call::Populate { order: Order::PAGE_2M, nr_asked: 1, nr_done: 1 };
+    let died_at = sound.ledger.0.iter().rposition(is_end).expect("a superpage");
+    let left_by_the_dead = |die_at| {
+        let mut xen = guest();
+        let mfn = xen.frame(gfn).expect("populated");
+        xen.die_at = Some(die_at);
+        let death = catch_unwind(AssertUnwindSafe(|| exchange(&mut xen, gfn)));
+        assert!(death.is_err(), "dead at call {die_at}");
+        xen.bury();
+        xen.ledger.0.clear();
+        (xen, Some(Swapping { gfn, mfn, waiting: SCRATCH_REGION }))
+    };
+    // With the superpage gone, and with another at its place that is not filled.
+    for die_at in [died_at, died_at + 1] {
+        let (mut whole, swapping) = left_by_the_dead(die_at);
+        repair(swapping, Some(SCRATCH_REGION), &mut whole).expect("nothing fails");
+        for nr in telling(&whole.ledger.0) {
+            let (mut xen, swapping) = left_by_the_dead(die_at);
+            xen.fail_call = Some(nr);
+            let outcome = repair(swapping, Some(SCRATCH_REGION), &mut xen);
+            xen.fail_call = None;
+            if let Err(error) = outcome {
+                assert!(error.leaves_guest_intact(), "call {nr}: {error}");
+                repair(swapping, Some(SCRATCH_REGION), &mut xen).expect("nothing fails any more");
+            }
+            assert!(memory(&xen) == before, "dead at call {die_at}, call {nr} of the repair");
+            assert_eq!((xen.nr_orphans(), xen.nr_mapped()), (0, 0), "call {nr}");
+        }
     }
 }
 
@@ -493,6 +614,16 @@ fn whenever_the_stub_dies_another_can_put_a_page_right() {
 #[test]
 fn whenever_the_stub_dies_another_can_put_a_superpage_right() {
     outlive(guest, Gfn::new(700));
+}
+
+#[test]
+fn whenever_the_stub_dies_another_can_put_a_superpage_right_on_a_fragmented_host() {
+    let fragmented = || {
+        let mut xen = guest();
+        xen.fragment(Order::PAGE_2M, 26);
+        xen
+    };
+    outlive(fragmented, Gfn::new(700));
 }
 
 #[test]

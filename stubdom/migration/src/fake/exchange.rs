@@ -91,7 +91,7 @@ impl FakeXen {
 impl XenExchange for FakeXen {
     fn map_at(&mut self, first: usize, access: Access, gfns: &[Gfn], errors: &mut [i32]) {
         assert!(gfns.len() == errors.len() && first + gfns.len() <= self.window.len(), "slots of the window");
-        let fails = self.fails();
+        let fails = self.fails() || self.fail_name == Some("map");
         self.ledger.0.push(Call::Map { nr_asked: gfns.len() });
         for (slot, (gfn, error)) in (first..).zip(gfns.iter().zip(errors)) {
             if let Some((mfn, _)) = self.window[slot].take() {

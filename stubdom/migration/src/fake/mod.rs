@@ -38,7 +38,7 @@ pub struct FakeXen {
     pub fail_call: Option<usize>,
     /// The call, counted from 0, at which the caller dies: it panics. See [`FakeXen::bury`].
     pub die_at: Option<usize>,
-    /// The calls that fail every time: a name of [`Call::Other`].
+    /// The calls that fail every time: a name of [`Call::Other`], "map", "populate" or "decrease".
     pub fail_name: Option<&'static str>,
     /// Gfns whose frames cannot be mapped.
     pub unmappable: BTreeSet<Gfn>,
@@ -256,14 +256,16 @@ impl FakeXen {
 
 impl Xen for FakeXen {
     fn populate_physmap(&mut self, order: Order, extents: &[Gfn]) -> usize {
-        let most = if self.fails() { 0 } else { self.max_extents };
+        let fails = self.fails() || self.fail_name == Some("populate");
+        let most = if fails { 0 } else { self.max_extents };
         let nr_done = extents.iter().take(most).take_while(|gfn| self.populate_extent(order, **gfn)).count();
         self.ledger.0.push(Call::Populate { order, nr_asked: extents.len(), nr_done });
         nr_done
     }
 
     fn decrease_reservation(&mut self, order: Order, extents: &[Gfn]) -> usize {
-        let most = if self.fails() { 0 } else { self.max_extents };
+        let fails = self.fails() || self.fail_name == Some("decrease");
+        let most = if fails { 0 } else { self.max_extents };
         let nr_done = extents.iter().take(most).take_while(|gfn| self.decrease_extent(order, **gfn)).count();
         self.ledger.0.push(Call::Decrease { order, nr_asked: extents.len(), nr_done });
         nr_done
@@ -274,7 +276,7 @@ impl Xen for FakeXen {
             gfns.len() <= WINDOW_FRAMES && gfns.len() == errors.len(),
             "a batch that the window can hold"
         );
-        let fails = self.fails();
+        let fails = self.fails() || self.fail_name == Some("map");
         self.ledger.0.push(Call::Map { nr_asked: gfns.len() });
         self.empty_window();
         for (slot, (gfn, error)) in gfns.iter().zip(errors).enumerate() {

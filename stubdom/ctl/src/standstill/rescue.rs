@@ -1,0 +1,141 @@
+//! What becomes of a guest whose exchange broke off: whoever is left puts it right.
+//!
+//! **Takes** a guest and its record. **Gives** the guest as it was before, or as the exchange was to leave it. **Never**
+//! lets a guest run that may have a hole, and never forgets one that it could not put right.
+
+use super::record::{Lock, Record};
+use crate::commands::Guest;
+use crate::conf::Conf;
+use crate::control_channel::{ControlChannel, ControlError};
+use crate::error::Error;
+use crate::host::Host;
+use crate::pair::{self, PairError, Stub};
+use crate::qmp::Qmp;
+use control::exchange::Repair;
+use control::{FromStub, ToStub};
+use std::io;
+use std::time::{Duration, Instant};
+use xen_front::types::Domid;
+
+/// How long a stub may take for a step that was under way when it lost its stubctl.
+const STEP: Duration = Duration::from_secs(20);
+
+/// `stubctl guard`: waits until the stubctl that started it is gone, then puts the guest right.
+pub(crate) fn guard(host: &Host, guest: Domid, parent: u32) -> Result<(), Error> {
+    io::copy(&mut io::stdin().lock(), &mut io::sink())?;
+    let is_left =
+        || Record::read(host, guest).map(|record| record.is_some_and(|record| record.pid == parent));
+    // Most often nothing is left, and then the lock would only be in another's way.
+    if !is_left()? {
+        return Ok(());
+    }
+    match Lock::take_now(host, guest) {
+        // Whoever has the guest in care by now has put it right before.
+        Err(Error::Pair(PairError::InCare(..))) => Ok(()),
+        Err(error) => Err(error),
+        Ok(_lock) if is_left()? => put_right(host, guest),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Puts right what a dead stubctl left of a guest, whose lock the caller has.
+///
+/// # Errors
+/// It cannot be put right: the record stays, and a guest that may have a hole stands.
+pub(super) fn put_right(host: &Host, guest: Domid) -> Result<(), Error> {
+    let Some(mut record) = Record::read(host, guest)? else { return Ok(()) };
+    let _undisturbed = host.interrupt.undisturbed();
+    log::warn!("putting {guest} right: the stubctl {} that held it is gone", record.pid);
+    let repaired = match record.repair {
+        Some(repair) if !is_over(host, guest)? => repair_anew(host, guest, repair),
+        _ => Ok(()),
+    };
+    if let Err(error) = &repaired
+        && record.repair.is_some_and(|repair| repair.swapping.is_some())
+    {
+        let what = format!("{error}; {guest} stands still until a stub can put its memory right: {AGAIN}");
+        return Err(ControlError::Failed(what).into());
+    }
+    if record.stands {
+        resume(host, guest, record.was_paused)?;
+        record.stands = false;
+    }
+    if let Some(kib) = record.max_kib.take() {
+        host.xen.set_max_mem(guest, kib)?;
+    }
+    match repaired {
+        Ok(()) => Record::remove(host, guest),
+        Err(error) => record.write(host, guest).and(Err(error)),
+    }
+}
+
+/// What an operator can do when no stub was to be had.
+pub(crate) const AGAIN: &str =
+    "free some memory of the host and do the same again (stubctl offline puts a guest right before all else)";
+
+fn repair_anew(host: &Host, domid: Domid, repair: Repair) -> Result<(), Error> {
+    let name = host.name_of(domid)?.unwrap_or_else(|| domid.to_string());
+    let guest = Guest { domid, name };
+    let conf = guest.conf()?;
+    // The stub ends again: who needs one starts it.
+    rescue(host, &guest, &conf, repair).map(drop)
+}
+
+/// Waits until the guest's stub has ended its exchange: it looks at its channel only between two steps, and ends an exchange
+/// when it has lost its client, so its greeting of another is proof. A stub that gives none is destroyed.
+///
+/// Gives whether there was a living stub to end it.
+pub(crate) fn is_over(host: &Host, guest: Domid) -> Result<bool, Error> {
+    let deadline = Instant::now() + STEP;
+    while let Some(stub) = pair::find(host, guest)? {
+        match ControlChannel::open(host, stub, STEP) {
+            // Whoever talks to it by now was greeted.
+            Ok(_) | Err(ControlError::Busy(_)) => return Ok(true),
+            Err(error) if Instant::now() < deadline => log::debug!("{error}"),
+            Err(error) => {
+                log::error!("the stub {stub} does not end its exchange ({error}): destroying it");
+                pair::destroy(host, &stub.to_string(), stub, guest);
+                return Ok(false);
+            }
+        }
+        host.interrupt.wait(&[], Duration::from_millis(100))?;
+    }
+    Ok(false)
+}
+
+/// Starts a stub in the place of one that is gone and has it put the guest right.
+///
+/// # Errors
+/// There is none to be had, or it failed.
+pub(crate) fn rescue<'a>(
+    host: &'a Host,
+    guest: &Guest,
+    conf: &Conf,
+    repair: Repair,
+) -> Result<Stub<'a>, Error> {
+    let _undisturbed = host.interrupt.undisturbed();
+    log::warn!("the stub of {} is gone: starting another to put the guest right", guest.name);
+    pair::bury(host, guest.domid, conf.start_timeout)?;
+    let stub = Stub::start(host, conf, &guest.name, guest.domid)?;
+    let mut channel = stub.greet(conf)?;
+    channel.send(host, &ToStub::Repair(repair))?;
+    let done = channel.wait(host, conf.stall_timeout, "Done for Repair", |message| match message {
+        FromStub::Done => Some(Ok(())),
+        FromStub::NotExchanged { text, .. } => Some(Err(text.to_owned())),
+        _ => None,
+    })?;
+    done.map_err(ControlError::Failed)?;
+    Ok(stub)
+}
+
+fn resume(host: &Host, guest: Domid, was_paused: bool) -> Result<(), Error> {
+    if let Some(mut device_model) = Qmp::connect(Qmp::socket(guest))? {
+        device_model.execute("cont")?;
+    }
+    if was_paused {
+        log::warn!("{guest} was paused before by somebody else, and stays so: xl unpause {}", guest.raw());
+    } else if host.xen.domain_info(guest)?.is_some_and(|info| info.paused) {
+        host.xen.unpause(guest)?;
+    }
+    Ok(())
+}
