@@ -2,6 +2,9 @@
 
 use crate::error::{Doing, Result};
 use crate::soak::Chance;
+use crate::story::{Stop, Telling, ensure};
+use crate::survey::Survey;
+use control::RegionKind;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -75,6 +78,65 @@ impl Verdicts {
         self.0.iter().filter(|verdict| verdict["result"] == result).count()
     }
 
+    /// How many of the frames were exchanged for new ones.
+    pub fn nr_exchanged(&self) -> usize {
+        self.0.iter().filter(|verdict| exchanged(verdict).is_some()).count()
+    }
+
+    /// Sees that each of so many frames was exchanged or refused, and that not more than `nr_refused` of them were refused:
+    /// a row of refusals shows nothing.
+    ///
+    /// # Errors
+    /// [`Stop::Failure`] when it is otherwise.
+    pub fn expect_most(&self, nr_frames: usize, nr_refused: usize) -> Telling {
+        let (nr_done, refused) = (self.nr_exchanged(), self.nr("refused"));
+        ensure(nr_done + refused == nr_frames && refused <= nr_refused && nr_done > 0, || {
+            format!(
+                "of {nr_frames} frames expected all to be exchanged but {nr_refused} at most that are refused, got {}",
+                self.summary()
+            )
+        })
+    }
+
+    /// Sees that each region is what these exchanges should have made of it: one whose superpage was exchanged is a
+    /// superpage still, one of which a page went alone is split, and no other has changed.
+    ///
+    /// # Errors
+    /// [`Stop::Failure`] when one is not.
+    pub fn expect_map(&self, before: &Survey, after: &Survey) -> Telling {
+        let mut expected = before.kinds.clone();
+        for verdict in &self.0 {
+            let Some((gfn, outcome)) = exchanged(verdict) else { continue };
+            let region = usize::try_from(gfn).unwrap_or(usize::MAX) / REGION_LEN;
+            if let Some(kind @ RegionKind::Superpage) = expected.get_mut(region)
+                && outcome != "superpage"
+            {
+                *kind = RegionKind::Small;
+            } else if outcome == "superpage" && expected.get(region) != Some(&RegionKind::Superpage) {
+                let text = format!("gfn:{gfn:#x} was exchanged with a superpage that was none");
+                return Err(Stop::Failure(text));
+            }
+        }
+        let nr_regions = expected.len().max(after.kinds.len());
+        match (0..nr_regions).find(|region| expected.get(*region) != after.kinds.get(*region)) {
+            None => Ok(()),
+            Some(region) => {
+                let [was, should, is] =
+                    [&before.kinds, &expected, &after.kinds].map(|kinds| kinds.get(region));
+                let gfn = region * REGION_LEN;
+                let text =
+                    format!("the region of gfn:{gfn:#x} was {was:?}, expected {should:?}, it is {is:?}");
+                Err(Stop::Failure(text))
+            }
+        }
+    }
+
+    /// The frames that came out so for this reason.
+    pub fn mfns_refused_as<'a>(&'a self, reason: &'a str) -> impl Iterator<Item = u64> + 'a {
+        let is_wanted = move |verdict: &&Value| verdict["result"] == "refused" && verdict["reason"] == reason;
+        self.0.iter().filter(is_wanted).filter_map(|verdict| verdict["mfn"].as_u64())
+    }
+
     /// How many have this word under `key`.
     pub fn nr_with(&self, key: &str, word: &str) -> usize {
         self.0.iter().filter(|verdict| verdict[key] == word).count()
@@ -140,6 +202,11 @@ impl Verdicts {
         format!("median {median} us, p99 {p99} us, max {max} us")
     }
 
+    /// How long the guest stood for frames that were exchanged at once, for eyes.
+    pub fn pause(&self) -> String {
+        format!("{} us", self.quantile("pause_us", 100))
+    }
+
     /// The smallest value that `percent` of the values do not exceed; 0 without any.
     fn quantile(&self, key: &str, percent: usize) -> u64 {
         let mut values: Vec<u64> = self.0.iter().filter_map(|verdict| verdict[key].as_u64()).collect();
@@ -149,9 +216,57 @@ impl Verdicts {
     }
 }
 
+/// The page, and how its exchange came out, of a verdict that tells of one.
+fn exchanged(verdict: &Value) -> Option<(u64, &str)> {
+    let is_done = verdict["result"] == "done";
+    is_done.then_some(())?;
+    Some((verdict["gfn"].as_u64()?, verdict["outcome"].as_str()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn done(gfn: usize, outcome: &str) -> String {
+        format!("{{\"mfn\":1,\"result\":\"done\",\"gfn\":{gfn},\"outcome\":\"{outcome}\"}}\n")
+    }
+
+    fn survey(map: &str) -> Survey {
+        Survey::parse(&format!(r#"{{"map":"{map}","superpages_1g":0,"owned":1}}"#)).unwrap()
+    }
+
+    #[test]
+    fn the_map_has_to_be_what_the_exchanges_made_of_it() {
+        let lines = done(5, "superpage") + &done(REGION_LEN, "page") + &done(2 * REGION_LEN + 7, "page");
+        let verdicts = Verdicts::parse(&lines).unwrap();
+        let before = survey("SSsS");
+        assert!(verdicts.expect_map(&before, &survey("SssS")).is_ok());
+        for after in ["sssS", "SSsS", "Ssss", "SssSs", "Sss"] {
+            let Err(Stop::Failure(text)) = verdicts.expect_map(&before, &survey(after)) else {
+                panic!("{after} passes");
+            };
+            assert!(text.contains("the region of gfn:"), "{after}: {text}");
+        }
+        assert!(verdicts.expect_map(&survey("sSsS"), &survey("sssS")).is_err(), "no superpage to exchange");
+    }
+
+    #[test]
+    fn refusals_alone_or_frames_without_a_verdict_are_not_enough() {
+        let refused = "{\"mfn\":2,\"result\":\"refused\",\"reason\":\"granted\"}\n";
+        let both = Verdicts::parse(&(done(5, "page") + refused)).unwrap();
+        assert!(both.expect_most(2, 1).is_ok());
+        assert!(both.expect_most(2, 0).is_err(), "more refused than allowed");
+        assert!(both.expect_most(3, 1).is_err(), "one is missing");
+        assert!(Verdicts::parse(refused).unwrap().expect_most(1, 1).is_err(), "none exchanged");
+        assert!(
+            Verdicts::parse("{\"result\":\"done\",\"reason\":\"already\"}")
+                .unwrap()
+                .expect_most(1, 0)
+                .is_err()
+        );
+        assert_eq!(both.mfns_refused_as("granted").collect::<Vec<_>>(), [2]);
+        assert_eq!(both.mfns_refused_as("ioreq").count(), 0);
+    }
 
     #[test]
     fn frames_are_the_same_for_the_same_seed_and_never_twice() {
