@@ -1,10 +1,12 @@
 //! The other job: failing frames taken from under a running guest.
 
 mod deaths;
+mod held;
 mod hvm;
 mod refusals;
 mod saving;
 mod scarce;
+mod state;
 mod watch;
 
 pub(super) use deaths::{ALL_DEATHS, DEATHS};
@@ -20,7 +22,8 @@ use crate::soak::{Chance, Soak};
 use crate::stories::live::local_migration;
 use crate::story::{Stage, Stop, Story, Telling, ensure};
 use crate::survey::Survey;
-use control::RegionKind;
+use refusals::expect_refusal;
+use state::limits;
 
 const GUEST: &str = "pvh-256";
 
@@ -33,11 +36,15 @@ const NR_PAGES: usize = 0x10000;
 /// Frames of one command of a soak.
 const BATCH: usize = 50;
 
+/// How many frames of a soak may be refused: those that must stay, and those beside free memory.
+const REFUSED_PERCENT: usize = 5;
+
 /// Frames under a guest that works.
 pub(super) const PVH_FRAMES: Story = Story {
     name: "exchange-pvh",
     proves: "frames of a guest under load are exchanged one after another, superpages stay superpages, every old frame \
-             is out of use, no byte and no page is lost, and the guest can be saved and restored afterwards",
+             is out of use, no byte and no page is lost, and the guest can be saved and restored afterwards; an old frame that \
+             somebody holds unknown to all is reported with what to do",
     options: Options::default,
     tell: frames_of_a_guest_under_load,
 };
@@ -66,7 +73,8 @@ pub(super) const SOAK_HVM: Soak = Soak {
 fn soak(stage: &Stage, guest: &str, chance: &mut Chance, rounds: u32) -> Telling {
     stage.create(guest)?;
     stage.sh(&format!("stubctl attach {guest} && ask-witness {guest} rate 2000"))?;
-    let before = Survey::take(stage, guest)?;
+    let limits_before = limits(stage, guest, "")?;
+    let mut before = Survey::take(stage, guest)?;
     let mut frames = Frames::new(chance.clone());
     let mut all = Verdicts::default();
     let rounds = usize::try_from(rounds).unwrap_or(usize::MAX);
@@ -74,26 +82,39 @@ fn soak(stage: &Stage, guest: &str, chance: &mut Chance, rounds: u32) -> Telling
     for first in (0..rounds).step_by(BATCH) {
         let gfns = frames.take(BATCH.min(rounds - first), NR_PAGES);
         let how = if first < rounds / 2 { "" } else { "--split" };
-        all.extend(exchange(stage, guest, &gfns, how)?);
+        let verdicts = exchange(stage, guest, &gfns, how)?;
+        let after = Survey::take(stage, guest)?;
+        verdicts.expect_map(&before, &after)?;
+        before = after;
+        all.extend(verdicts);
         stage.ask(guest, "ticking")?;
         stage.say(format!("{first} and {BATCH} more: {}", all.summary()));
     }
+    all.expect_most(rounds, 1.max(rounds * REFUSED_PERCENT / 100))?;
     let right = stage.ask(guest, "verify")?;
-    let (had, has) = (before.nr_owned, Survey::take(stage, guest)?.nr_owned);
-    ensure(had == has, || format!("the guest owned {had} pages, it owns {has}"))?;
+    let limits_after = limits(stage, guest, "")?;
+    ensure(limits_before == limits_after, || {
+        format!("the guest had {limits_before}, it has {limits_after}")
+    })?;
     expect_offline(stage, &[&all])?;
     stage.say(format!("superpages: {}", all.with_outcome("superpage").times()));
     stage.say(format!("single pages: {}", all.with_outcome("page").times()));
-    let file = "/var/lib/xen/save/soak";
-    stage.sh(&format!("xl save {guest} {file} && xl restore {file}"))?;
-    stage.ask(guest, "verify")?;
+    save_and_restore(stage, guest)?;
     let wrong = right.value("wrong_pages")?;
     stage.say(format!(
-        "{guest}: {}; {wrong} wrong pages; {has} pages owned, as before; saved and restored",
-        all.summary()
+        "{guest}: {}; {wrong} wrong pages; {} pages owned, as before; saved and restored",
+        all.summary(),
+        before.nr_owned
     ));
     beside(stage, guest)?;
     stage.sh(&format!("xl destroy {guest}")).map(drop)
+}
+
+/// Saves a guest whose frames were exchanged and restores it with stock xl; its witness finds every byte.
+fn save_and_restore(stage: &Stage, guest: &str) -> Telling {
+    let file = format!("/var/lib/xen/save/{guest}-exchanged");
+    stage.sh(&format!("xl save {guest} {file} && xl restore {file} && rm {file}"))?;
+    stage.ask(guest, "verify").map(drop)
 }
 
 /// How often a guest may fall by itself before there is nothing to compare with.
@@ -124,65 +145,76 @@ fn beside(stage: &Stage, guest: &str) -> Telling {
 fn frames_of_a_guest_under_load(stage: &Stage) -> Telling {
     stage.create(GUEST)?;
     stage.sh(&format!("stubctl attach {GUEST}"))?;
-    let before = Survey::take(stage, GUEST)?;
+    let limits_before = limits(stage, GUEST, "")?;
     stage.sh(&format!("ask-witness {GUEST} rate 4000"))?;
     let mut frames = Frames::new(Chance::new(1));
-    let mut whole = exchange(stage, GUEST, &frames.take(NR_FRAMES, NR_PAGES), "")?;
-    let after = Survey::take(stage, GUEST)?;
-    expect_superpages(&before, &after, whole.nr_with("scope", "split-by-neighbour"))?;
+    let mut whole = some(stage, GUEST, &frames.take(NR_FRAMES, NR_PAGES), "")?;
     whole.extend(beside_xens_own(stage)?);
-    let split = exchange(stage, GUEST, &frames.take(NR_FRAMES, NR_PAGES), "--split")?;
-    for verdicts in [&whole, &split] {
-        stage.say(verdicts.summary());
-        stage.say(verdicts.times());
-    }
+    let split = some(stage, GUEST, &frames.take(NR_FRAMES, NR_PAGES), "--split")?;
+    held::held(stage)?;
     stage.ask(GUEST, "ticking")?;
     stage.ask(GUEST, "verify")?;
-    let after = Survey::take(stage, GUEST)?;
-    let (had, has) = (before.nr_owned, after.nr_owned);
-    ensure(had == has, || format!("the guest had {had} frames, it has {has}"))?;
+    let limits_after = limits(stage, GUEST, "")?;
+    ensure(limits_before == limits_after, || {
+        format!("the guest had {limits_before}, it has {limits_after}")
+    })?;
     expect_offline(stage, &[&whole, &split])?;
-    let file = "/var/lib/xen/save/exchange";
-    stage.sh(&format!("xl save {GUEST} {file} && xl restore {file}"))?;
-    stage.ask(GUEST, "verify")?;
+    save_and_restore(stage, GUEST)?;
     stage.sh(&format!("xl shutdown -w {GUEST}"))?;
     bring_back(stage, &[&whole, &split])
 }
 
-/// Exchanges the frames behind gfns; each may be refused, with a reason, none may stay half done.
+/// Exchanges some frames, of which a fifth may be refused; the guest's map is what they should make of it.
+fn some(stage: &Stage, guest: &str, gfns: &str, how: &str) -> Telling<Verdicts> {
+    let before = Survey::take(stage, guest)?;
+    let verdicts = exchange(stage, guest, gfns, how)?;
+    verdicts.expect_map(&before, &Survey::take(stage, guest)?)?;
+    stage.say(verdicts.summary());
+    stage.say(verdicts.times());
+    let nr_frames = gfns.split(' ').count();
+    verdicts.expect_most(nr_frames, nr_frames / 5)?;
+    let nr_superpages = verdicts.nr_with("outcome", "superpage");
+    ensure(how == "--split" || nr_superpages * 2 >= nr_frames, || {
+        format!("{nr_superpages} superpages exchanged whole for {nr_frames} frames: {}", verdicts.summary())
+    })?;
+    Ok(verdicts)
+}
+
+/// Exchanges the frames behind gfns, which are RAM; each may be refused, with a reason, none may stay half done.
 fn exchange(stage: &Stage, guest: &str, gfns: &str, how: &str) -> Telling<Verdicts> {
     let located = stage.sh(&format!("stubctl locate {guest} {gfns}"))?;
-    let mfns: Vec<&str> = located.lines().filter(|mfn| *mfn != "-").collect();
+    let mfns: Vec<&str> = located.lines().collect();
+    let nr_frames = gfns.split(' ').count();
+    ensure(mfns.len() == nr_frames && !mfns.contains(&"-"), || {
+        format!("expected a frame behind each of {nr_frames} pages: {located}")
+    })?;
     let outcome = stage.run(&format!("stubctl offline --json {how} {}", mfns.join(" ")))?;
     let verdicts = Verdicts::parse(&outcome.text)?;
-    ensure(verdicts.len() == mfns.len(), || format!("{} frames, told of: {}", mfns.len(), outcome.text))?;
-    ensure(verdicts.nr("held") == 0, || format!("an old frame is held: {}", outcome.text))?;
+    let nr_told = verdicts.nr("done") + verdicts.nr("refused");
+    ensure(verdicts.len() == nr_frames && nr_told == nr_frames, || {
+        format!("{nr_frames} frames to be exchanged or refused, told of: {}", outcome.text)
+    })?;
+    let code = if verdicts.nr("refused") > 0 { 8 } else { 0 };
+    ensure(outcome.code == code, || format!("expected exit code {code}, got {}", outcome.code))?;
     Ok(verdicts)
 }
 
 /// A page beside one that Xen writes to (the control block of the guest's event channels): the page goes alone, and the
-/// guest goes on hearing of its timer.
+/// guest goes on hearing of its timer. The control block itself is refused.
 fn beside_xens_own(stage: &Stage) -> Telling<Verdicts> {
     let verdicts = exchange(stage, GUEST, BESIDE_CONTROL_BLOCK, "")?;
     ensure(verdicts.nr_with("scope", "split-by-neighbour") == 1, || {
         format!("expected the page alone: {}", verdicts.summary())
     })?;
+    let control_block = stage.sh(&format!("stubctl locate {GUEST} {CONTROL_BLOCK}"))?;
+    expect_refusal(stage, &control_block, "looks-pinned")?;
     stage.ask(GUEST, "ticking")?;
     Ok(verdicts)
 }
 
-/// In the superpage where the guest's kernel puts its control block, at every start.
+/// Where the guest's kernel puts its control block, at every start, and a page of the same superpage.
+const CONTROL_BLOCK: &str = "0x5058";
 const BESIDE_CONTROL_BLOCK: &str = "0x5000";
-
-/// Every region that was a superpage is one still, but for those that hold what must stay.
-fn expect_superpages(before: &Survey, after: &Survey, nr_split: usize) -> Telling {
-    let (had, has) = (before.count(RegionKind::Superpage), after.count(RegionKind::Superpage));
-    ensure(has + nr_split >= had, || {
-        format!(
-            "{had} superpages before, {has} after exchanges of whole superpages, {nr_split} had to be split"
-        )
-    })
-}
 
 /// Xen says of every frame exchanged that it is out of use, asked by the stock tool.
 fn expect_offline(stage: &Stage, all: &[&Verdicts]) -> Telling {

@@ -1,8 +1,9 @@
 //! What must be left alone, and is: with a name for each, and the guest as it was.
 
+use super::state::{State, limits};
+use crate::exchange::Verdicts;
 use crate::machine::Options;
 use crate::story::{Stage, Story, Telling, ensure};
-use crate::survey::Survey;
 
 /// What must be left alone.
 pub(in crate::stories) const REFUSALS: Story = Story {
@@ -17,37 +18,53 @@ pub(in crate::stories) const REFUSALS: Story = Story {
 /// A guest with a vif.
 const GUEST: &str = "pvh-net";
 
-/// Gives it a disk.
+/// Pages of its RAM.
+const NR_PAGES: usize = 0x8000;
+
+/// Gives it a disk, which it writes at its start.
 const CREATE: &str = "dd if=/dev/zero of=/run/disk bs=1M count=8 2>/dev/null && losetup /dev/loop0 /run/disk && \
-     xl create -q /etc/xen/stubdom/guests/pvh-net.cfg 'disk=[\"phy:/dev/loop0,xvda,w\"]' && ask-witness pvh-net ready";
+     xl create -q /etc/xen/stubdom/guests/pvh-net.cfg 'disk=[\"phy:/dev/loop0,xvda,w\"]' 'extra+=\" nest.disk\"' && \
+     ask-witness pvh-net ready";
 
 /// Pages by the role that keeps them where they are, and the name of the refusal. libxc puts them there.
-const SPECIAL: &[(u64, &str)] = &[(0xfeffc, "xenstore-ring"), (0xfefff, "console-ring")];
+const SPECIAL: &[(u64, &str)] =
+    &[(0xfeffc, "xenstore-ring"), (0xfeffe, "identity-page-table"), (0xfefff, "console-ring")];
+
+/// A frame of Xen's image: Xen says at its start where it moves to, and its text begins 2 MiB behind.
+const IMAGE: &str = "xl dmesg | sed -n 's/.*New Xen image base address: 0x\\([0-9a-f]*\\)000$/\\1/p' | \
+     while read -r first; do printf '%#x' $((0x$first + 0x210)); done";
 
 /// A frame of dom0's: Xen says at its start which ones it gave it, and goes on in the middle of them.
 const DOM0S: &str = "xl dmesg | sed -n 's/.*Dom0 alloc.: *\\([0-9a-f]*\\)000->.*/\\1/p' | \
      while read -r first; do printf '%#x' $((0x$first + 0x2000)); done";
 
-/// Fewest pages that the back ends have mapped: the vif's two rings and the disk's one.
+/// The vif's two rings and the disk's one.
 const NR_RINGS: usize = 3;
+
+/// Fewest pages besides that the disk's back end keeps mapped: those of one request of 64 KiB, of which the guest has made 16.
+const NR_PERSISTENT: usize = 16;
 
 fn refusals(stage: &Stage) -> Telling {
     stage.sh(CREATE)?;
     stage.sh(&format!("stubctl attach {GUEST}"))?;
     stage.ask(GUEST, "freeze")?;
-    let before = state(stage)?;
+    let before = State::take(stage, GUEST, NR_PAGES)?;
     let dom0s = stage.sh(DOM0S)?;
     for (gfn, reason) in SPECIAL {
         let mfn = stage.sh(&format!("stubctl locate {GUEST} {gfn:#x}"))?;
         expect_refusal(stage, &mfn, reason)?;
     }
     granted(stage)?;
+    xens_for_the_guest(stage)?;
+    of_another(stage)?;
     expect_refusal(stage, "0xffffffff", "nonexistent")?;
     expect_refusal(stage, "0x1", "no-owner")?;
     expect_refusal(stage, "--careless 0x1", "xens")?;
     stage.sh("xen-hptool mem-online 0x1")?;
+    expect_refusal(stage, &format!("--careless {}", stage.sh(IMAGE)?), "xens")?;
     expect_refusal(stage, &dom0s, "dom0s")?;
     let mfn = stage.sh(&format!("stubctl locate {GUEST} 0x4321"))?;
+    stage.say("no PCI device on this machine: the node in xenstore that tells of one is made up");
     let devices = "/local/domain/0/backend/pci/$(xl domid pvh-net)";
     stage.sh(&format!("xenstore-write {devices}/0/online 1"))?;
     expect_refusal(stage, &mfn, "passthrough")?;
@@ -58,8 +75,7 @@ fn refusals(stage: &Stage) -> Telling {
     let checked = stage.sh(&format!("stubctl offline --check --json {mfn}"))?;
     ensure(checked.contains("\"fit\""), || format!("a check of an ordinary page: {checked}"))?;
     stock(stage, &mfn)?;
-    let after = state(stage)?;
-    ensure(after == before, || format!("the refusals changed the guest: {before:?}, {after:?}"))?;
+    before.expect_same(stage, GUEST, NR_PAGES)?;
     stage.ask(GUEST, "thaw")?;
     ordinary(stage, &mfn)?;
     stage.ask(GUEST, "verify")?;
@@ -75,26 +91,71 @@ fn broken(stage: &Stage) -> Telling {
     expect_refusal(stage, &mfn, "not-memory")
 }
 
-/// What a refusal must not change: frames, superpages, contents.
-fn state(stage: &Stage) -> Telling<(Survey, String)> {
-    let sum = stage.ask(GUEST, "verify")?.value("sum")?.to_owned();
-    Ok((Survey::take(stage, GUEST)?, sum))
+/// A guest that was never let run.
+const OTHER: &str =
+    "xl create -p -q /etc/xen/stubdom/guests/pvh-128.cfg 'name=\"other\"' && stubctl attach other";
+
+/// A page of the other guest, at a gfn that this guest has too.
+const OF_OTHER: &str = "0x4005";
+
+/// Frames that Xen itself has for the guest (its `shared_info`, its grant table), as Xen's debug key tells.
+const XENS_FOR_THE_GUEST: &str = "xl debug-keys q; xl dmesg | awk -v \"guest=General information for domain $(xl domid pvh-net):\" \
+     '/General information for domain/ { ours = index($0, guest); if (ours) n = 0 } \
+     ours && $2 == \"XenPage\" { sub(\":\", \"\", $3); mfn[n++] = $3 } END { while (n) print \"0x\" mfn[--n] }'";
+
+/// They are refused: no gfn leads to them.
+fn xens_for_the_guest(stage: &Stage) -> Telling {
+    let mfns = stage.sh(XENS_FOR_THE_GUEST)?;
+    let said = stage.run(&format!("stubctl offline --json {}", mfns.replace('\n', " ")))?;
+    let verdicts = Verdicts::parse(&said.text)?;
+    stage.say(format!("Xen's for the guest: {}", verdicts.summary()));
+    let nr_named: usize =
+        ["no-owner", "shared-info"].iter().map(|reason| verdicts.mfns_refused_as(reason).count()).sum();
+    let nr_frames = mfns.lines().count();
+    ensure(said.code == 8 && nr_frames > 1 && nr_named == nr_frames, || {
+        format!("expected {mfns} to be refused: {}", said.text)
+    })
 }
 
-/// Every page that a back end has mapped, as Xen's debug key tells.
+/// Another guest's frame is refused by the stub, which is asked for it against all order; the other guest is as it was.
+fn of_another(stage: &Stage) -> Telling {
+    stage.sh(OTHER)?;
+    let limits = || limits(stage, "other", &format!("0:{NR_PAGES}"));
+    let frames = || stage.sh("stubctl map --json other && stubctl locate other $(seq 16384 1 16896)");
+    let before = (limits()?, frames()?);
+    let mfn = stage.sh(&format!("stubctl locate other {OF_OTHER}"))?;
+    expect_refusal(stage, &format!("--debug-ask {GUEST} {mfn}"), "not-the-guests")?;
+    let after = (limits()?, frames()?);
+    ensure(before == after, || format!("the other guest was {before:?}, it is {after:?}"))?;
+    stage.sh("xl destroy other").map(drop)
+}
+
+/// Refuses every page that a back end has mapped, among them those that the disk's keeps mapped between requests.
 fn granted(stage: &Stage) -> Telling {
+    let mapped = mapped_by_back_ends(stage, GUEST)?;
+    let said = stage.run(&format!("stubctl offline --json {mapped}"))?;
+    let verdicts = Verdicts::parse(&said.text)?;
+    let nr_named: Vec<usize> = ["granted", "xenstore-ring", "console-ring"]
+        .map(|reason| verdicts.mfns_refused_as(reason).count())
+        .to_vec();
+    let nr_mapped = mapped.split(' ').count();
+    stage.say(format!("{nr_mapped} pages mapped by back ends: {}", verdicts.summary()));
+    ensure(said.code == 8 && nr_named.iter().sum::<usize>() == nr_mapped, || {
+        format!("expected all of {mapped} to be refused as granted: {}", said.text)
+    })?;
+    ensure(nr_named[0] >= NR_RINGS + NR_PERSISTENT, || {
+        format!("expected {NR_RINGS} rings and {NR_PERSISTENT} pages of requests and more, got\n{mapped}")
+    })
+}
+
+/// The frames of a guest that other domains have mapped by grants, as Xen's debug key tells.
+pub(in crate::stories) fn mapped_by_back_ends(stage: &Stage, guest: &str) -> Telling<String> {
     let mapped = stage.sh(&format!(
-        "xl debug-keys g; xl dmesg | awk -v \"guest=grant-table for remote d$(xl domid {GUEST}) \" \
+        "xl debug-keys g; xl dmesg | awk -v \"guest=grant-table for remote d$(xl domid {guest}) \" \
          '/grant-table for remote/ {{ ours = index($0, guest); if (ours) n = 0 }} \
          ours && $2 ~ /^\\[0x/ {{ mfn[n++] = $4 }} END {{ while (n) print mfn[--n] }}'"
     ))?;
-    let mut nr_granted = 0;
-    for mfn in mapped.lines() {
-        let said = expect_one_of(stage, mfn, &["granted", "xenstore-ring", "console-ring"])?;
-        nr_granted += usize::from(said.contains("\"granted\""));
-    }
-    stage.say(format!("{nr_granted} pages mapped by back ends"));
-    ensure(nr_granted >= NR_RINGS, || format!("expected {NR_RINGS} rings and more, got\n{mapped}"))
+    Ok(mapped.replace('\n', " "))
 }
 
 /// The stock tool does not do this case.
@@ -124,18 +185,12 @@ fn free(stage: &Stage, mfn: &str) -> Telling {
     ensure(!pages.contains(mfn), || format!("{mfn} is still among stubctl pages: {pages}"))
 }
 
-/// Expects that a frame is refused for this reason.
+/// Expects exit code 8, and that a frame is refused for this reason.
 pub(super) fn expect_refusal(stage: &Stage, mfn: &str, reason: &str) -> Telling {
-    let said = expect_one_of(stage, mfn, &[reason])?;
-    let text = said.split("\"text\":\"").nth(1).and_then(|rest| rest.split('"').next());
-    stage.say(format!("{reason}: {}", text.unwrap_or_default()));
+    let said = stage.run(&format!("stubctl offline --json {mfn}"))?;
+    let verdicts = Verdicts::parse(&said.text)?;
+    let is_so = verdicts.len() == 1 && verdicts.mfns_refused_as(reason).count() == 1;
+    ensure(said.code == 8 && is_so, || format!("expected {mfn} to be refused as {reason}: {}", said.text))?;
+    stage.say(format!("{reason}: {}", verdicts.texts()));
     Ok(())
-}
-
-/// Expects exit code 8 and one of these names; gives all that was said.
-fn expect_one_of(stage: &Stage, mfn: &str, reasons: &[&str]) -> Telling<String> {
-    let outcome = stage.run(&format!("stubctl offline --json {mfn}"))?;
-    let named = reasons.iter().any(|reason| outcome.text.contains(&format!("\"reason\":\"{reason}\"")));
-    ensure(outcome.code == 8 && named, || format!("expected {reasons:?} of {mfn}: {}", outcome.text))?;
-    Ok(outcome.text)
 }

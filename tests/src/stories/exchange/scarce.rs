@@ -1,6 +1,7 @@
 //! Little memory: the superpage is split, and without any memory nothing happens.
 
-use super::{GUEST, exchange};
+use super::state::State;
+use super::{GUEST, NR_PAGES, exchange};
 use crate::machine::Options;
 use crate::stories::scarce::hog;
 use crate::story::{Stage, Story, Telling, ensure};
@@ -30,16 +31,20 @@ fn scarce(stage: &Stage) -> Telling {
     let mib = hog(stage)?;
     fill(stage, 1024)?;
     stage.say(stage.sh(&format!("nest-fragment $(xl domid hog) {mib}"))?);
+    let before = Survey::take(stage, GUEST)?;
     let split = exchange(stage, GUEST, "0x9005", "")?;
     stage.say(split.texts());
     ensure(split.nr_with("scope", "split-for-memory") == 1, || split.texts())?;
+    ensure(split.texts().contains("its superpage is split"), || split.texts())?;
+    split.expect_map(&before, &Survey::take(stage, GUEST)?)?;
     fill(stage, 16384)?;
-    let before = Survey::take(stage, GUEST)?;
+    stage.ask(GUEST, "freeze")?;
+    let before = State::take(stage, GUEST, NR_PAGES)?;
     let none = exchange(stage, GUEST, "0xa005", "")?;
     stage.say(none.texts());
     ensure(none.nr_with("reason", "no-memory") == 1, || none.texts())?;
-    ensure(Survey::take(stage, GUEST)? == before, || "the refusal changed the guest".into())?;
-    stage.ask(GUEST, "verify")?;
+    before.expect_same(stage, GUEST, NR_PAGES)?;
+    stage.ask(GUEST, "thaw")?;
     stage.sh("xl destroy hog && xl destroy filler")?;
     let again = exchange(stage, GUEST, "0xa005", "")?;
     ensure(again.nr_with("outcome", "superpage") == 1, || again.texts())?;
