@@ -43,6 +43,7 @@ pub const ALL: &[Story] = &[
     exchange::DEATHS,
     exchange::SAVING,
     exchange::WATCH,
+    exchange::NETWORK,
     exchange::SCARCE,
     exchange_pv::EXCHANGE_PV,
     restore::ONE_GIB,

@@ -3,6 +3,7 @@
 mod deaths;
 mod held;
 mod hvm;
+mod network;
 mod refusals;
 mod saving;
 mod scarce;
@@ -11,9 +12,11 @@ mod watch;
 
 pub(super) use deaths::{ALL_DEATHS, DEATHS};
 pub(super) use hvm::HVM_FRAMES;
-pub(super) use refusals::REFUSALS;
+pub(super) use network::NETWORK;
+pub(super) use refusals::{REFUSALS, mapped_by_back_ends};
 pub(super) use saving::SAVING;
 pub(super) use scarce::SCARCE;
+pub(super) use state::limits;
 pub(super) use watch::WATCH;
 
 use crate::exchange::{Frames, Verdicts};
@@ -23,7 +26,6 @@ use crate::stories::live::local_migration;
 use crate::story::{Stage, Stop, Story, Telling, ensure};
 use crate::survey::Survey;
 use refusals::expect_refusal;
-use state::limits;
 
 const GUEST: &str = "pvh-256";
 
