@@ -1,6 +1,8 @@
 //! Frames taken from under a PV guest, with dom0's rights.
 
+use crate::exchange::Verdicts;
 use crate::machine::Options;
+use crate::stories::exchange::{limits, mapped_by_back_ends};
 use crate::story::{Stage, Story, Telling, ensure};
 
 const GUEST: &str = "pv-128";
@@ -10,50 +12,75 @@ const SAVED: &str = "/var/lib/xen/save/pv-128";
 /// How many frames of data.
 const NR_FRAMES: usize = 100;
 
+/// How many of them have to be exchanged at least; the others are refused by name.
+const NR_DONE: usize = 90;
+
 /// How many of them in a call, for which the guest is suspended once.
 const BATCH: usize = 10;
 
 /// How many page tables of each level.
 const NR_TABLES: usize = 4;
 
+/// More page tables of the highest level than the guest has.
+const ALL_ROOTS: usize = 100;
+
+/// The vif's two rings.
+const NR_RINGS: usize = 2;
+
+/// The guest gets a vif. What xl tells of the making of the guest names its start_info.
+const CREATE: &str = "rm -f /var/log/xen/guest-pv-128.log
+xl -vvv create /etc/xen/stubdom/guests/pv-128.cfg 'vif=[\"bridge=xenbr0\"]' >/run/create.log 2>&1 && \
+ask-witness pv-128 ready";
+
+/// The machine frame of its start_info.
+const START_INFO: &str = "pfn=$(sed -n 's/.*start info .*(pfn \\(0x[0-9a-f]*\\)).*/\\1/p' /run/create.log | head -n 1); \
+xen-mfndump dump-p2m $(xl domid pv-128) | grep \"pfn=$pfn \" | sed -n 's/.*mfn=\\(0x[0-9a-f]*\\).*/\\1/p'";
+
 /// The PV original.
 pub(super) const EXCHANGE_PV: Story = Story {
     name: "exchange-pv",
-    proves: "frames of a running PV guest, data and page tables, are exchanged where the stock tool gives up; its rings \
-             are refused by name; no byte and no page is lost, xl goes on watching the guest, \
-             and it can be saved and restored afterwards",
+    proves: "frames of a running PV guest, data and page tables, are exchanged where the stock tool gives up; its rings, \
+             granted pages, start_info, shared_info and the roots that are loaded are refused by name; no byte and no page is \
+             lost, xl goes on watching the guest, and it can be saved and restored afterwards",
     options: Options::default,
     tell: exchange_pv,
 };
 
 fn exchange_pv(stage: &Stage) -> Telling {
-    stage.create(GUEST)?;
+    stage.sh(CREATE)?;
     let watchers = nr_watchers(stage)?;
-    let pages = stage.sh(&format!("xl list {GUEST} | awk 'NR == 2 {{ print $3 }}'"))?;
+    let before = limits(stage, GUEST, "")?;
     let data = frames(stage, "type 0x0)", NR_FRAMES)?;
+    ensure(data.len() == NR_FRAMES, || format!("{} frames of data", data.len()))?;
     let first = data.first().map_or("", String::as_str);
     stock(stage, first)?;
     stage.ask(GUEST, "ticking")?;
     let said = stage.sh(&format!("timeout -k 5 150 stubctl offline {first}"))?;
     stage.say(format!("stubctl offline {first}: {said}"));
+    let mut nr_done = 1;
     for part in data[1..].chunks(BATCH) {
-        exchange(stage, part)?;
+        nr_done += exchange(stage, part)?.nr("done");
     }
+    stage.say(format!("{nr_done} of {NR_FRAMES} frames of data exchanged"));
+    ensure(nr_done >= NR_DONE, || format!("{nr_done} frames exchanged, expected {NR_DONE} at least"))?;
     stage.ask(GUEST, "ticking")?;
     stage.ask(GUEST, "verify")?;
     let mut marked = data;
     for level in 1..=3 {
         let tables = frames(stage, &format!("L{level}"), NR_TABLES)?;
-        exchange(stage, &tables)?;
+        ensure(exchange(stage, &tables)?.nr("done") > 0, || format!("no table of level {level} exchanged"))?;
         stage.ask(GUEST, "verify")?;
         marked.extend(tables);
     }
-    refuses(stage, "store/ring-ref", "xenstore-ring")?;
-    refuses(stage, "console/ring-ref", "console-ring")?;
+    let roots = frames(stage, "L4", ALL_ROOTS)?;
+    let verdicts = exchange(stage, &roots)?;
+    ensure(verdicts.nr_with("reason", "page-table-root") > 0, || "no root is loaded".into())?;
+    marked.extend(roots);
+    refusals(stage)?;
     stage.ask(GUEST, "ticking")?;
     stage.ask(GUEST, "verify")?;
-    let now = stage.sh(&format!("xl list {GUEST} | awk 'NR == 2 {{ print $3 }}'"))?;
-    ensure(now == pages, || format!("the guest had {pages} MiB, it has {now}"))?;
+    let now = limits(stage, GUEST, "")?;
+    ensure(now == before, || format!("the guest had {before}, it has {now}"))?;
     ensure(nr_watchers(stage)? == watchers, || "xl does not watch the guest any more".into())?;
     // Saving translates every entry of every page table by the machine-to-phys table and back.
     stage.sh(&format!("xl save {GUEST} {SAVED} && xl restore {SAVED}"))?;
@@ -61,7 +88,34 @@ fn exchange_pv(stage: &Stage) -> Telling {
     stage.sh(&format!("xl shutdown -w {GUEST}"))?;
     stage.expect_alone()?;
     // They are sound, and other stories want the memory.
-    stage.sh(&format!("for mfn in {}; do xen-hptool mem-online $mfn; done", marked.join(" "))).map(drop)
+    stage.sh(&format!("for mfn in {}; do xen-hptool mem-online $mfn; done", marked.join(" ")))?;
+    beside_stock(stage)
+}
+
+/// What must stay is refused by name, and is where it was.
+fn refusals(stage: &Stage) -> Telling {
+    let p2m = format!("xen-mfndump dump-p2m $(xl domid {GUEST}) | md5sum");
+    let before = stage.sh(&p2m)?;
+    for (node, reason) in [("store/ring-ref", "xenstore-ring"), ("console/ring-ref", "console-ring")] {
+        let mfn = stage.sh(&format!("xenstore-read /local/domain/$(xl domid {GUEST})/{node}"))?;
+        refuses(stage, &mfn, reason)?;
+    }
+    let start_info = stage.sh(START_INFO)?;
+    refuses(stage, &start_info, "start-info")?;
+    let limits = limits(stage, GUEST, "")?;
+    let shared_info = limits.split("shared_info=").nth(1).unwrap_or_default();
+    // It is Xen's, at no place of the guest's.
+    refuses(stage, shared_info, "no-owner")?;
+    let granted = mapped_by_back_ends(stage, GUEST)?;
+    let said = stage.run(&format!("stubctl offline --json {granted}"))?;
+    let verdicts = Verdicts::parse(&said.text)?;
+    let nr_granted = verdicts.nr_with("reason", "granted");
+    stage.say(format!("pages mapped by back ends: {}", verdicts.summary()));
+    ensure(verdicts.nr("refused") == verdicts.len() && nr_granted >= NR_RINGS, || {
+        format!("expected {NR_RINGS} rings of the vif to be refused as granted: {}", said.text)
+    })?;
+    let after = stage.sh(&p2m)?;
+    ensure(before == after, || "the refusals changed the guest's p2m".into())
 }
 
 /// Frames of the guest whose line in its p2m says `what`, at places that are the same each time.
@@ -86,33 +140,70 @@ fn stock(stage: &Stage, mfn: &str) -> Telling {
     ensure(outcome.code != 0 && status.contains("PENDING"), || format!("the stock tool did it: {status}"))
 }
 
-/// Exchanges frames of which each has to end offline, but for a root that is loaded, what Xen holds, and a frame whose
-/// neighbour may be free.
-fn exchange(stage: &Stage, mfns: &[String]) -> Telling {
-    // Exit code 8: some are refused, by name.
-    let said =
-        stage.sh(&format!("timeout -k 5 150 stubctl offline --json {} || [ $? -eq 8 ]", mfns.join(" ")))?;
-    let count = |what: &str| said.lines().filter(|line| line.contains(what)).count();
-    let (done, offline) = (count("\"result\":\"done\""), count("\"state\":\"offline\""));
-    let names = ["page-table-root", "in-use-by-xen", "beside-free"];
-    let named: usize = names.iter().map(|name| count(&format!("\"reason\":\"{name}\""))).sum();
-    let pause =
-        said.split("\"pause_us\":").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or_default();
+/// The stock tool led through its handshake: an event channel in the node where it looks for one (as stubctl has made it),
+/// and a request to suspend once it has subscribed.
+const LED: &str = "home=/local/domain/$(xl domid pv-128)
+xenstore-write $home/device/suspend/event-channel $(xenstore-read $home/stubctl-suspend-port)
+xl vcpu-pin Domain-0 0 1
+timeout 60 xen-hptool mem-offline $mfn 2>&1 & tool=$!
+sleep 2
+xenstore-write $home/control/shutdown suspend
+wait $tool; echo \"ended with $?\"
+xl vcpu-pin Domain-0 0 all
+xen-hptool mem-status $mfn
+xl list pv-128 | tail -n 1
+xen-hptool mem-online $mfn";
+
+/// Both tools on a guest that may be lost: what came of the frame, of the guest and of its next save.
+fn beside_stock(stage: &Stage) -> Telling {
+    stage.create(GUEST)?;
+    let data = frames(stage, "type 0x0)", 2)?;
+    let ours = exchange(stage, &data[..1])?;
+    ensure(ours.nr("done") == 1, || ours.texts())?;
+    let said = stage.run(&format!("mfn={}\n{LED}", data[1]))?;
+    stage.say(format!("xen-hptool mem-offline, led: {}", said.text.trim().replace('\n', " / ")));
+    let then = stage.run(&format!(
+        "ask-witness {GUEST} ticking --timeout 20 && ask-witness {GUEST} verify --timeout 60 && \
+         xl save {GUEST} {SAVED} && xl restore {SAVED} && ask-witness {GUEST} verify --timeout 60"
+    ))?;
     stage.say(format!(
-        "{done} of {} frames exchanged, {named} refused by name; suspended {pause} us",
-        mfns.len()
+        "the guest then: {} / ended with {}",
+        then.text.trim().replace('\n', " / "),
+        then.code
     ));
-    ensure(done == offline && done > 0 && done + named == mfns.len(), || format!("{mfns:?}:\n{said}"))
+    stage.sh(&format!("xl destroy {GUEST}"))?;
+    stage.sh(&format!("xen-hptool mem-online {}", data[0])).map(drop)
 }
 
-/// A frame that a node of xenstore names is refused with this reason.
-fn refuses(stage: &Stage, node: &str, reason: &str) -> Telling {
-    let mfn = format!("$(xenstore-read /local/domain/$(xl domid {GUEST})/{node})");
-    let said = stage.sh(&format!("stubctl offline --json {mfn} || [ $? -eq 8 ]"))?;
-    ensure(said.contains(&format!("\"reason\":\"{reason}\"")), || format!("expected {reason}: {said}"))
+/// Exchanges frames of which each has to end offline, but for a root that is loaded, what Xen or a back end holds, and a
+/// frame whose neighbour may be free.
+fn exchange(stage: &Stage, mfns: &[String]) -> Telling<Verdicts> {
+    let said = stage.run(&format!("timeout -k 5 150 stubctl offline --json {}", mfns.join(" ")))?;
+    let verdicts = Verdicts::parse(&said.text)?;
+    let (nr_done, nr_offline) = (verdicts.nr("done"), verdicts.nr_with("state", "offline"));
+    let names = ["page-table-root", "in-use-by-xen", "beside-free", "granted"];
+    let nr_named: usize = names.iter().map(|name| verdicts.mfns_refused_as(name).count()).sum();
+    stage.say(format!("suspended {}: {}", verdicts.pause(), verdicts.summary()));
+    // Exit code 8: some are refused, by name.
+    let code = if nr_named > 0 { 8 } else { 0 };
+    ensure(nr_done == nr_offline && nr_done + nr_named == mfns.len() && said.code == code, || {
+        format!("{mfns:?}: ended with {}:\n{}", said.code, said.text)
+    })?;
+    Ok(verdicts)
+}
+
+/// A frame is refused with this reason.
+fn refuses(stage: &Stage, mfn: &str, reason: &str) -> Telling {
+    let said = stage.run(&format!("stubctl offline --json {mfn}"))?;
+    let verdicts = Verdicts::parse(&said.text)?;
+    ensure(said.code == 8 && verdicts.mfns_refused_as(reason).count() == 1, || {
+        format!("expected {reason} of {mfn}: {}", said.text)
+    })?;
+    stage.say(format!("{reason}: {}", verdicts.texts()));
+    Ok(())
 }
 
 /// How many xl wait for the end of a guest.
 fn nr_watchers(stage: &Stage) -> Telling<String> {
-    stage.sh("ps | grep -c '[x]l create' || true")
+    stage.sh("ps | grep -c '[x]l .*create' || true")
 }
