@@ -1,6 +1,6 @@
 //! How long a guest stands still while it migrates, split by who takes the time; beside the stock receiver.
 
-use super::receiver::{Migration, Receiver, Untouched, with_new_guest};
+use super::receiver::{Migration, Receiver, Source, with_new_guest};
 use crate::error::Doing;
 use crate::machine::Options;
 use crate::soak::Soak;
@@ -100,12 +100,12 @@ fn down(laps: &[Duration]) -> Duration {
 /// One migration's phases.
 fn one(stage: &Stage, guest: &str, environment: &str) -> Telling<Vec<Duration>> {
     Receiver::telling(stage, environment)?;
-    let untouched = Untouched::note(stage, guest)?;
+    let source = Source::note(stage, guest)?;
     let job = stage.machine.dom0.start(&Receiver::command(guest, "-vvv"), &[])?;
     let mut lines = Lines::default();
     let code = job.finish(LIMIT, |piece| lines.take(piece))?;
     let text = lines.text();
-    untouched.expect_no_triple_fault(stage)?;
+    source.expect_no_triple_fault(stage)?;
     Migration { code, text }.expect_success()?;
     let ends: Vec<Instant> = ENDS.iter().map(|(_, mark)| lines.time_of(mark)).collect::<Telling<_>>()?;
     Ok(ends.windows(2).map(|pair| pair[1].saturating_duration_since(pair[0])).collect())

@@ -2,11 +2,11 @@
 //! operator reads what happened.
 
 use super::cases::{CASES, Case, End, NR_SHORT};
-use super::receiver::{Migration, Receiver, with_new_guest};
+use super::receiver::{FALLS, Migration, Receiver, with_new_guest};
 use super::traces::Traces;
 use crate::machine::Options;
 use crate::soak::{Chance, Soak};
-use crate::story::{Stage, Story, Telling, Verdict, ensure};
+use crate::story::{Stage, Stop, Story, Telling, Verdict, ensure};
 use std::time::Instant;
 
 /// The failures that differ most.
@@ -68,13 +68,14 @@ fn tell(stage: &Stage, transport: &str) -> Telling {
     let mut traces = begin(stage)?;
     for case in CASES {
         let began = Instant::now();
-        configure_for(stage, GUEST, case, transport)?;
-        if let Err(stop) = break_and_succeed(stage, case, &mut traces) {
+        let told = unless_it_falls(stage, &mut traces, |traces| {
+            configure_for(stage, GUEST, case, transport)?;
+            break_and_succeed(stage, case, traces)
+        });
+        if let Err(stop) = told {
             wrong.push(case.name); // not shown, whatever the reason
             stage.say(Verdict::from(Err(stop)));
-            stage.destroy_all()?;
-            stage.expect_alone()?;
-            traces = begin(stage)?;
+            traces = begin_anew(stage)?;
         }
         stage.say(format!("  {:.0} s", began.elapsed().as_secs_f32()));
     }
@@ -102,6 +103,31 @@ fn rehearse(stage: &Stage) -> Telling<u64> {
 fn begin(stage: &Stage) -> Telling<Traces> {
     with_new_guest(stage, GUEST, || succeeds(stage))?;
     Traces::take(stage, GUEST)
+}
+
+/// The same in the place of whatever is there.
+fn begin_anew(stage: &Stage) -> Telling<Traces> {
+    stage.destroy_all()?;
+    stage.expect_alone()?;
+    begin(stage)
+}
+
+/// Tells a part, and tells it again with a new guest when the guest falls by itself.
+fn unless_it_falls(
+    stage: &Stage,
+    traces: &mut Traces,
+    mut tell: impl FnMut(&mut Traces) -> Telling,
+) -> Telling {
+    for _ in 1..FALLS {
+        match tell(traces) {
+            Err(Stop::Skip(fell)) => {
+                stage.say(format!("  {fell}; once more with a new one"));
+                *traces = begin_anew(stage)?;
+            }
+            told => return told,
+        }
+    }
+    tell(traces)
 }
 
 /// Every page has come back.
@@ -141,15 +167,16 @@ fn soak(stage: &Stage, chance: &mut Chance, rounds: u32) -> Telling {
     for round in 1..=rounds {
         stage.say(format!("round {round} of {rounds}"));
         let transport = TRANSPORTS[chance.below(TRANSPORTS.len())];
-        configure(stage, GUEST, transport)?;
-        if let Some(case) = chance.pick(CASES) {
+        let case = &CASES[chance.below(CASES.len())];
+        let rate = [0, 64, 256, 1024, 4096][chance.below(5)];
+        unless_it_falls(stage, &mut traces, |traces| {
             configure_for(stage, GUEST, case, transport)?;
-            break_one(stage, case, &mut traces)?;
+            break_one(stage, case, traces)?;
             configure(stage, GUEST, transport)?;
-        }
-        stage.ask(GUEST, &format!("rate {}", [0, 64, 256, 1024, 4096][chance.below(5)]))?;
-        succeeds(stage)?;
-        traces.take_moved(stage)?;
+            stage.ask(GUEST, &format!("rate {rate}"))?;
+            succeeds(stage)?;
+            traces.take_moved(stage)
+        })?;
     }
     end(stage, free_kib)
 }

@@ -4,7 +4,7 @@ use super::super::restore::expect_superpages;
 use super::cases::{CASES, Case, End};
 use super::exchange::Exchange;
 use super::failures::{TRANSPORTS, configure, configure_for, lives, told, undo};
-use super::receiver::{Migration, Receiver, Untouched, with_new_guest};
+use super::receiver::{Migration, Receiver, Source, with_new_guest};
 use super::traces::Traces;
 use crate::machine::{Options, Seat};
 use crate::soak::{Chance, Soak};
@@ -117,13 +117,13 @@ fn migrates(hosts: &[Host<'_>; 2], guest: &str, address: &str, fresh: &Survey) -
 /// One migration, whatever comes of it.
 fn send(from: &Stage, to: &Host<'_>, guest: &str, receiver: Receiver) -> Telling<Migration> {
     listen(to.stage, receiver)?;
-    let untouched = Untouched::note(from, guest)?;
+    let source = Source::note(from, guest)?;
     let sent = from.run(&format!("timeout 240 xl -v migrate -s /run/dial {guest} {} 2>&1", to.address))?;
     let said = to.stage.sh(&format!(
         "for i in $(seq 100); do pidof nest-gate stubctl >/dev/null || break; sleep 0.2; done; kill $(cat {LOG}.pid) 2>/dev/null
          cat {LOG}"
     ))?;
-    untouched.expect_no_triple_fault(from)?;
+    source.expect_no_triple_fault(from)?;
     ensure(sent.code != 124, || format!("xl migrate did not end:\n{}", tool::last_lines(&said, 12)))?;
     Ok(Migration { code: sent.code, text: format!("{}{said}\n", sent.text) })
 }
