@@ -133,7 +133,8 @@ fn status_agrees(stage: &Stage, guest: &str, now: &Survey) -> Telling {
 
 /// libxl has printed how far the stub was.
 fn tells_progress(said: &str) -> Telling {
-    let told = said.lines().any(|line| line.starts_with("stubctl: Memory: ") && line.ends_with('%'));
+    let told =
+        said.lines().any(|line| line.starts_with("stubctl: progress: Memory: ") && line.ends_with('%'));
     ensure(told, || format!("no line of progress in\n{said}"))
 }
 
