@@ -109,7 +109,24 @@ impl Machine {
     fn start(place: &Place, options: &Options, turn: Option<Arc<File>>) -> Result<Self> {
         // The image is assembled in one place, and QEMU reads it once.
         let _booting = BOOTING.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut qemu = prepare(place, options)?;
+        match Accelerator::choose(options) {
+            Accelerator::Kvm => {
+                Self::start_on(Accelerator::Kvm, place, options, turn.clone()).or_else(|error| {
+                    eprintln!("nest: dom0 did not come up on KVM, trying without it: {error}");
+                    Self::start_on(Accelerator::Translator, place, options, turn)
+                })
+            }
+            other => Self::start_on(other, place, options, turn),
+        }
+    }
+
+    fn start_on(
+        accelerator: Accelerator,
+        place: &Place,
+        options: &Options,
+        turn: Option<Arc<File>>,
+    ) -> Result<Self> {
+        let mut qemu = prepare(place, options, accelerator)?;
         let console = options.seat.file(place, "console.log");
         qemu.args(["-serial", &format!("file:{}", console.display()), "-display", "none"]);
         qemu.stdin(Stdio::null());
@@ -143,7 +160,7 @@ impl Drop for Machine {
 /// Something is missing, or QEMU could not start.
 pub fn interactive(place: &Place, options: &Options) -> Result<ExitStatus> {
     let _turn = take_turn()?;
-    let mut qemu = prepare(place, options)?;
+    let mut qemu = prepare(place, options, Accelerator::choose(options))?;
     let log = options.seat.file(place, "console.log");
     qemu.args(["-chardev", &format!("stdio,id=console,mux=on,signal=off,logfile={}", log.display())]);
     qemu.args(["-serial", "chardev:console", "-mon", "chardev=console", "-display", "none"]);
@@ -203,12 +220,12 @@ fn listen(socket: &Path) -> Result<UnixListener> {
 }
 
 /// QEMU's command line up to its consoles.
-fn prepare(place: &Place, options: &Options) -> Result<Command> {
+fn prepare(place: &Place, options: &Options, accelerator: Accelerator) -> Result<Command> {
     let packages = Packages::ready(place)?;
     let initramfs = image::assemble(place, &packages)?;
     let mut qemu = Command::new("setpriv"); // so that QEMU dies with us even when we are killed
     qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot"]);
-    accelerate(&mut qemu, options);
+    accelerator.plug(&mut qemu);
     qemu.args(["-m", &format!("{}M", options.mem_mib)]);
     qemu.arg("-kernel").arg(packages.hypervisor()).arg("-append").arg(xen_command_line(options));
     let kernel = format!("{} console=hvc0 quiet", packages.kernel()?.display());
@@ -232,18 +249,40 @@ fn xen_command_line(options: &Options) -> String {
     format!("{fixed} dom0_mem={mem}M,max:{mem}M {}", options.xen_args)
 }
 
-/// Chooses between KVM and QEMU's own translator, which knows AMD's SVM with nested paging. `-cpu max` crashes dom0
-/// there, so the features are added one by one.
-fn accelerate(qemu: &mut Command, options: &Options) {
-    let translated = "qemu64,+svm,+npt,+nx,+lm,+pdpe1gb,+rdrand";
-    if options.icount {
-        // One CPU: time counts the instructions of all of them, and a domain would be charged for what others do beside it.
-        qemu.args(["-machine", "q35", "-accel", "tcg,thread=single", "-cpu", translated, "-smp", "1"]);
-        qemu.args(["-icount", "shift=1,sleep=off"]);
-    } else if kvm_nests() {
-        qemu.args(["-machine", "q35", "-accel", "kvm", "-cpu", "host", "-smp", "2"]);
-    } else {
-        qemu.args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", translated, "-smp", "2"]);
+/// What runs the machine's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Accelerator {
+    /// The host's processor.
+    Kvm,
+    /// QEMU's own translator.
+    Translator,
+    /// The translator with one CPU, whose time is the number of its instructions.
+    Counter,
+}
+
+impl Accelerator {
+    fn choose(options: &Options) -> Self {
+        match options.icount {
+            true => Self::Counter,
+            false if kvm_nests() => Self::Kvm,
+            false => Self::Translator,
+        }
+    }
+
+    /// The translator knows AMD's SVM with nested paging. `-cpu max` crashes dom0 there, so the features are added one by
+    /// one.
+    fn plug(self, qemu: &mut Command) {
+        let translated = "qemu64,+svm,+npt,+nx,+lm,+pdpe1gb,+rdrand";
+        let (accel, cpu, nr_cpus) = match self {
+            Self::Kvm => ("kvm", "host", "2"),
+            Self::Translator => ("tcg,thread=multi", translated, "2"),
+            // Time counts the instructions of all CPUs, and a domain would be charged for what others do beside it.
+            Self::Counter => ("tcg,thread=single", translated, "1"),
+        };
+        qemu.args(["-machine", "q35", "-accel", accel, "-cpu", cpu, "-smp", nr_cpus]);
+        if self == Self::Counter {
+            qemu.args(["-icount", "shift=1,sleep=off"]);
+        }
     }
 }
 
