@@ -159,7 +159,8 @@ fn answer() -> io::Result<i32> {
     Ok(i32::from_ne_bytes(bytes))
 }
 
-/// Sends the lines of the `log` macros to libxl, which filters them by its own `-v`.
+/// Sends the lines of the `log` macros to libxl, which filters them by its own `-v`. Warnings and errors that no libxl takes
+/// any more go to standard error, which is that of the xl that was.
 struct LibxlLog;
 
 impl Log for LibxlLog {
@@ -170,7 +171,10 @@ impl Log for LibxlLog {
     fn log(&self, record: &Record<'_>) {
         let message = log_message(record.level().into(), &record.args().to_string());
         // A libxl that is gone shows as a hang-up of standard input.
-        let _ = send(&message);
+        if send(&message).is_err() && record.level() <= Level::Warn {
+            let level = record.level().as_str().to_ascii_lowercase();
+            let _ = writeln!(io::stderr(), "{CONTEXT}: {level}: {}", record.args()); // the last place there is
+        }
     }
 
     fn flush(&self) {}
