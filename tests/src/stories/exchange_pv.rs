@@ -149,12 +149,14 @@ timeout 60 xen-hptool mem-offline $mfn 2>&1 & tool=$!
 sleep 2
 xenstore-write $home/control/shutdown suspend
 wait $tool; echo \"ended with $?\"
+xenstore-rm $home/device/suspend
 xl vcpu-pin Domain-0 0 all
 xen-hptool mem-status $mfn
 xl list pv-128 | tail -n 1
 xen-hptool mem-online $mfn";
 
-/// Both tools on a guest that may be lost: what came of the frame, of the guest and of its next save.
+/// Both tools on a guest that may be lost: the stock tool gets to the guest's page tables, where it names dom0 as their owner,
+/// and undoes what it did.
 fn beside_stock(stage: &Stage) -> Telling {
     stage.create(GUEST)?;
     let data = frames(stage, "type 0x0)", 2)?;
@@ -162,15 +164,12 @@ fn beside_stock(stage: &Stage) -> Telling {
     ensure(ours.nr("done") == 1, || ours.texts())?;
     let said = stage.run(&format!("mfn={}\n{LED}", data[1]))?;
     stage.say(format!("xen-hptool mem-offline, led: {}", said.text.trim().replace('\n', " / ")));
-    let then = stage.run(&format!(
-        "ask-witness {GUEST} ticking --timeout 20 && ask-witness {GUEST} verify --timeout 60 && \
-         xl save {GUEST} {SAVED} && xl restore {SAVED} && ask-witness {GUEST} verify --timeout 60"
-    ))?;
-    stage.say(format!(
-        "the guest then: {} / ended with {}",
-        then.text.trim().replace('\n', " / "),
-        then.code
-    ));
+    let is_so = said.text.contains("clear pte failed") && said.text.contains("PAGE_OFFLINE_PENDING");
+    ensure(is_so, || format!("the stock tool, led through its handshake, said: {}", said.text))?;
+    stage.ask(GUEST, "ticking")?;
+    stage.ask(GUEST, "verify")?;
+    stage.sh(&format!("xl save {GUEST} {SAVED} && xl restore {SAVED}"))?;
+    stage.ask(GUEST, "verify")?;
     stage.sh(&format!("xl destroy {GUEST}"))?;
     stage.sh(&format!("xen-hptool mem-online {}", data[0])).map(drop)
 }
