@@ -26,7 +26,7 @@ use xen_front::types::Mfn;
 const CHUNK_BYTES: u64 = 1 << 20;
 
 /// For timeout(1): a command is told to end after a minute, and made to 5 seconds later.
-const COMMAND_PATIENCE: [&str; 3] = ["--kill-after=5", "60", "--"];
+const COMMAND_PATIENCE: [&str; 3] = ["--kill-after=5", "--", "60"];
 
 /// Watches until a signal comes, or once.
 pub(crate) fn run(host: &Host, arguments: &WatchArguments) -> Result<(), Error> {
