@@ -124,9 +124,15 @@ impl Source {
     /// # Errors
     /// [`Stop::Skip`] when it fell.
     pub(super) fn expect_no_triple_fault(&self, stage: &Stage) -> Telling {
-        let fell = stage.run(&format!("xl dmesg | grep 'd{}v[0-9]* Triple fault'", self.0))?;
+        let fell = stage.run(&format!(
+            "xl dmesg | grep -A 12 'd{}v[0-9]* Triple fault' | grep -o -e 'd[0-9]*v.* Triple fault' -e 'RIP: .*'",
+            self.0
+        ))?;
         if fell.code == 0 {
-            return Err(Stop::Skip(format!("the source fell by itself: {}", fell.text.trim())));
+            return Err(Stop::Skip(format!(
+                "the source fell by itself: {}",
+                fell.text.trim().replace('\n', ", ")
+            )));
         }
         Ok(())
     }
