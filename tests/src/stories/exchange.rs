@@ -204,19 +204,34 @@ fn exchange(stage: &Stage, guest: &str, gfns: &str, how: &str) -> Telling<Verdic
 /// A page beside one that Xen writes to (the control block of the guest's event channels): the page goes alone, and the
 /// guest goes on hearing of its timer. The control block itself is refused.
 fn beside_xens_own(stage: &Stage) -> Telling<Verdicts> {
-    let verdicts = exchange(stage, GUEST, BESIDE_CONTROL_BLOCK, "")?;
+    let verdicts = exchange(stage, GUEST, &format!("{BESIDE_CONTROL_BLOCK:#x}"), "")?;
     ensure(verdicts.nr_with("scope", "split-by-neighbour") == 1, || {
         format!("expected the page alone: {}", verdicts.summary())
     })?;
-    let control_block = stage.sh(&format!("stubctl locate {GUEST} {CONTROL_BLOCK}"))?;
-    expect_refusal(stage, &control_block, "looks-pinned")?;
+    expect_refusal(stage, &pinned(stage)?, "looks-pinned")?;
     stage.ask(GUEST, "ticking")?;
     Ok(verdicts)
 }
 
-/// Where the guest's kernel puts its control block, at every start, and a page of the same superpage.
-const CONTROL_BLOCK: &str = "0x5058";
-const BESIDE_CONTROL_BLOCK: &str = "0x5000";
+/// The frame of a page of that superpage that would be refused for its look.
+fn pinned(stage: &Stage) -> Telling<String> {
+    for first in (BESIDE_CONTROL_BLOCK..BESIDE_CONTROL_BLOCK + 512).step_by(CHUNK) {
+        let located = stage.sh(&format!("stubctl locate {GUEST} $(seq {first} {})", first + CHUNK - 1))?;
+        let checked = stage.run(&format!("stubctl offline --check --json {}", located.replace('\n', " ")))?;
+        let found = Verdicts::parse(&checked.text)?.mfns_refused_as("looks-pinned").next();
+        if let Some(mfn) = found {
+            return Ok(format!("{mfn:#x}"));
+        }
+    }
+    Err(Stop::Failure("no page beside looks as if Xen writes to it".into()))
+}
+
+/// How many pages are looked at by one command.
+const CHUNK: usize = 64;
+
+/// In the superpage where the guest's kernel puts its control block, at every start; the place in it depends on what is
+/// loaded with the kernel.
+const BESIDE_CONTROL_BLOCK: usize = 0x5000;
 
 /// Xen says of every frame exchanged that it is out of use, asked by the stock tool.
 fn expect_offline(stage: &Stage, all: &[&Verdicts]) -> Telling {

@@ -30,7 +30,7 @@ pub(super) fn held(stage: &Stage) -> Telling {
     })?;
     stage.ask(GUEST, "ticking")?;
     stage.sh("kill $(cat /run/held.pid)")?;
-    await_status(stage, &mfn, if is_marked { "PAGE_OFFLINED" } else { "PAGE_ONLINE" })?;
+    await_status(stage, &mfn, if is_marked { "PAGE_OFFLINED" } else { "[ PAGE_ONLINED" })?;
     let after = limits(stage, GUEST, "")?;
     ensure(before == after, || format!("the guest had {before}, it has {after}"))?;
     if is_marked {
@@ -44,7 +44,7 @@ fn await_status(stage: &Stage, mfn: &str, word: &str) -> Telling {
     stage
         .sh(&format!(
             "for i in $(seq 50); do said=$(xen-hptool mem-status {mfn} 2>&1); \
-             case $said in *{word}*) exit 0;; esac; sleep 0.1; done; echo \"$said\"; exit 1"
+             case $said in *\"{word}\"*) exit 0;; esac; sleep 0.1; done; echo \"$said\"; exit 1"
         ))
         .map(drop)
 }
