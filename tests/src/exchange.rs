@@ -176,15 +176,22 @@ impl Verdicts {
     /// One line: times, and calls to Xen in the pause.
     pub fn times(&self) -> String {
         format!(
-            "{}: pause {}; of it swap {}; before it {}; after it {}; {} hypercalls in the pause: {}",
+            "{}: pause {}{}; of it swap {}; before it {}; after it {}; {} hypercalls in the pause: {}",
             self.len(),
             self.spread("pause_us"),
+            self.device_model(),
             self.spread("swap_us"),
             self.spread("prepare_us"),
             self.spread("finish_us"),
             self.quantile("hypercalls", 50),
             self.0.first().map(|verdict| verdict["hypercalls_by_kind"].to_string()).unwrap_or_default(),
         )
+    }
+
+    /// How long a device model stood, where the guest has one.
+    fn device_model(&self) -> String {
+        let has_one = self.0.iter().any(|verdict| verdict["device_model_us"].is_u64());
+        if has_one { format!("; its device model {}", self.spread("device_model_us")) } else { String::new() }
     }
 
     /// How many there are of each word under `key`, among those that came out so.
