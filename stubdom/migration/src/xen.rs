@@ -165,6 +165,13 @@ pub trait XenExchange: Xen {
     /// # Errors
     /// Why the table cannot be read.
     fn grant_in_force(&mut self, first: Gfn, nr_frames: u64) -> Result<Option<(Gfn, Gref)>, Errno>;
+
+    /// `XENMEM_acquire_resource`: tells whether the frame is one of the target's grant table, or of its status. Those are
+    /// Xen's, at a gfn of the guest's choice: to exchange one would move the gfn away from the table that Xen goes on with.
+    ///
+    /// # Errors
+    /// Why Xen does not tell.
+    fn is_grant_table(&mut self, mfn: Mfn) -> Result<bool, Errno>;
 }
 
 /// What only dom0 may do to the target. Each call returns when dom0 has answered.

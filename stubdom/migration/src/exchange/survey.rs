@@ -4,8 +4,8 @@
 //! is a guess, so that what Xen says for sure goes before it.
 
 use super::{
-    Blocker, Error, Exchange, NEW, Plan, Refusal, Request, Reserved, Step, Survey, at, pinned, plan, region,
-    retry,
+    Blocker, Error, Exchange, NEW, Plan, Refusal, Request, Reserved, Role, Step, Survey, at, pinned, plan,
+    region, retry,
 };
 use crate::xen::{Errno, PageType, XenExchange};
 use alloc::boxed::Box;
@@ -30,6 +30,9 @@ impl Exchange {
             }
             let role = reserved.iter().find(|reserved| reserved.holds(gfn));
             blockers.extend(role.map(|reserved| (gfn, Blocker::Reserved(reserved.role))));
+        }
+        if retry(|| xen.is_grant_table(self.mfn)).map_err(at(Step::Grants))? {
+            blockers.push((self.gfn, Blocker::Reserved(Role::XenHeap)));
         }
         let mut survey = Survey { mfn: self.mfn, gfn: self.gfn, frames, blockers };
         let pages = concerned(&survey, request)?;

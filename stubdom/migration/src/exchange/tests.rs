@@ -209,6 +209,8 @@ fn what_must_stay_is_refused_by_name_and_nothing_is_touched() {
     assert_refused(gfn, &[vram], none, blocked(gfn, Blocker::Reserved(Role::DeviceModel)));
     let grant = |xen: &mut FakeXen| _ = xen.granted.insert(gfn, Gref::new(9));
     assert_refused(gfn, &[], grant, blocked(gfn, Blocker::Granted(Gref::new(9))));
+    let table = |xen: &mut FakeXen| _ = xen.grant_table.insert(gfn);
+    assert_refused(gfn, &[], table, blocked(gfn, Blocker::Reserved(Role::XenHeap)));
     let broken = |xen: &mut FakeXen| _ = xen.unmappable.insert(gfn);
     assert_refused(gfn, &[], broken, blocked(gfn, Blocker::Unmappable(Errno::EINVAL)));
     for page_type in [PageType::None, PageType::Ioreq] {

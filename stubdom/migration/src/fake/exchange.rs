@@ -177,4 +177,10 @@ impl XenExchange for FakeXen {
             Ok(xen.granted.range(first..end).next().map(|(gfn, gref)| (*gfn, *gref)))
         })
     }
+
+    fn is_grant_table(&mut self, mfn: Mfn) -> Result<bool, Errno> {
+        self.call("is_grant_table", |xen| {
+            Ok(xen.grant_table.iter().any(|gfn| xen.physmap.get(gfn) == Some(&mfn)))
+        })
+    }
 }

@@ -50,6 +50,8 @@ pub struct FakeXen {
     pub page_types: BTreeMap<Gfn, PageType>,
     /// Pages with a grant in force, and by which.
     pub granted: BTreeMap<Gfn, Gref>,
+    /// Pages at which the guest has put frames of its grant table, which are Xen's.
+    pub grant_table: BTreeSet<Gfn>,
     /// A back end: before the call of this number, counted from 0, it copies [`FakeXen::COPIED`] into this page, if it is
     /// granted.
     pub back_end: Option<(usize, Gfn)>,
@@ -81,6 +83,7 @@ impl FakeXen {
             unmovable: BTreeSet::new(),
             page_types: BTreeMap::new(),
             granted: BTreeMap::new(),
+            grant_table: BTreeSet::new(),
             back_end: None,
             params: BTreeMap::new(),
             grants: BTreeMap::new(),

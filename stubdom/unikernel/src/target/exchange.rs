@@ -11,6 +11,9 @@ use xen_front::hypercall::{dm_op, grant_table};
 use xen_front::types::{Gfn, Gref, Mfn, PAGE_SIZE};
 use xen_front::window;
 
+/// Frames of a table of version 2, 256 entries each, to one of its status, 2,048 words (`grant_to_status_frames`).
+const SHARED_A_STATUS_FRAME: usize = 8;
+
 impl TargetXen {
     /// Maps frames of the target's grant table, `first` and as many as there is room for; gives how many.
     fn map_grant_table(&mut self, first: usize, end: usize) -> Result<usize, Errno> {
@@ -21,6 +24,19 @@ impl TargetXen {
         memory::acquire_resource(self.target, Resource::GrantTableShared, first as u64, mfns)?;
         self.grants.map_mfns(window::Access::Read, mfns, errors);
         errors.iter().find(|error| **error != 0).map_or(Ok(nr_frames), |error| Err(Errno::new(*error)))
+    }
+
+    /// Tells whether one of the first `nr_frames` frames of a resource is this one; asks for no more, since Xen would make them.
+    fn is_of(&self, resource: Resource, nr_frames: usize, mfn: Mfn) -> Result<bool, Errno> {
+        let mut mfns = [Mfn::new(0); NR_GRANT_FRAMES];
+        for first in (0..nr_frames).step_by(NR_GRANT_FRAMES) {
+            let mfns = &mut mfns[..NR_GRANT_FRAMES.min(nr_frames - first)];
+            memory::acquire_resource(self.target, resource, first as u64, mfns)?;
+            if mfns.contains(&mfn) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Tells which layout the target has chosen: only version 2 has status frames.
@@ -121,5 +137,16 @@ impl XenExchange for TargetXen {
         }
         self.grants.unmap();
         Ok(found)
+    }
+
+    // A look that changes nothing: no place for the fuse.
+    fn is_grant_table(&mut self, mfn: Mfn) -> Result<bool, Errno> {
+        let (nr_frames, _) = grant_table::query_size_of(self.target)?;
+        let nr_frames = usize::try_from(nr_frames).unwrap_or(usize::MAX);
+        let is_shared = self.is_of(Resource::GrantTableShared, nr_frames, mfn)?;
+        if is_shared || self.grant_version() == Version::V1 {
+            return Ok(is_shared);
+        }
+        self.is_of(Resource::GrantTableStatus, nr_frames.div_ceil(SHARED_A_STATUS_FRAME), mfn)
     }
 }
