@@ -63,7 +63,11 @@ impl fmt::Display for RelayError {
                 write!(f, "cannot open the stub's ring: {}", io::Error::from_raw_os_error(*errno))
             }
             Self::Ended(place) => {
-                write!(f, "the stream ends at {place}, expected it to go on to an END record")
+                write!(
+                    f,
+                    "the stream ends at {place}, expected it to go on to an END record: whoever sends it gave up or lost its \
+                     connection and says why (of a file: it is not complete)"
+                )
             }
             Self::Source { place, kind } => write!(f, "cannot read the stream at {place}: {kind}"),
             Self::Early(place) => write!(f, "the stub says it is done while the stream is at {place}"),

@@ -96,10 +96,19 @@ impl fmt::Display for ControlError {
         match self {
             Self::Failed(text) => f.write_str(text),
             Self::Silent { expected, waited } => {
-                write!(f, "the stub did not answer within {} s, expected {expected}", waited.as_secs())
+                write!(
+                    f,
+                    "the stub did not answer within {} s, expected {expected}: try again, with a longer timeout (start_timeout_s, \
+                     stall_timeout_s) if the host is only slow",
+                    waited.as_secs()
+                )
             }
             Self::Dead { stub, end } => {
-                write!(f, "the stub {stub} {end}: its last words are in xenconsoled's log of its console")
+                write!(
+                    f,
+                    "the stub {stub} {end}: its last words are in xenconsoled's log of its console \
+                     (/var/log/xen/guest-*-stubdom-*.log with xenconsoled --log=guest), then try again"
+                )
             }
             Self::Busy(stub) => {
                 write!(
