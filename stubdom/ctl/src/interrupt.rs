@@ -23,7 +23,9 @@ impl fmt::Display for Stop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Signal => write!(f, "aborted by a signal"),
-            Self::ParentGone => write!(f, "the toolstack that asked for this restore is gone"),
+            Self::ParentGone => {
+                write!(f, "the toolstack that asked for this restore is gone: its target is destroyed")
+            }
         }
     }
 }

@@ -50,13 +50,10 @@ const RATES: [u64; 3] = [64, 512, 2048];
 /// From which rate on more than two passes over memory come: with less, hardly a page is left to send again.
 const BUSY: u64 = 512;
 
-/// Migrates a new guest at each rate under the eyes of `stubctl status --watch`. What a fresh guest looks like is seen on
-/// another one, since that takes a stub.
+/// Migrates a new guest at each rate under the eyes of `stubctl status --watch`.
 fn busy_guest_moves(stage: &Stage, guest: &str) -> Telling {
-    stage.create(guest)?;
-    let fresh = Survey::take(stage, guest)?;
-    stage.sh(&format!("xl destroy {guest}"))?;
     with_new_guest(stage, guest, || {
+        let fresh = Survey::take(stage, guest)?;
         let watched = Watched::start(stage)?;
         for rate in RATES {
             // The stream waits once, before its last part, for those who watch once a second.
