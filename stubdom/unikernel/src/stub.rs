@@ -292,7 +292,8 @@ impl Stub {
     fn more_comes_soon(&mut self) -> bool {
         let ring =
             self.ring.as_ref().filter(|ring| ring.stream() == Stream::Open && self.reception.is_some());
-        ring.is_some_and(|ring| self.patience.stay_awake(|| ring.is_stirring()))
+        // What has come already may be the end of a stream whose last event is spent: nothing would wake the stub for it.
+        ring.is_some_and(|ring| ring.is_stirring() || self.patience.stay_awake(|| ring.is_stirring()))
     }
 
     /// Ends a stub that nobody pairs; returns until when somebody may, if nobody has.
