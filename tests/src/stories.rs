@@ -55,6 +55,8 @@ pub const BY_NAME: &[Story] = &[live::HVM, live::TWO_HOSTS];
 /// The long ones, for `scripts/soak`.
 pub const SOAKS: &[Soak] = &[
     order::SOAK,
+    hostile::SOAK,
+    live::RATES_SOAK,
     live::MATRIX,
     live::MATRIX_TCP,
     live::SOAK,

@@ -203,7 +203,7 @@ impl Stage<'_> {
     /// # Errors
     /// xl fails.
     pub fn free_kib(&self) -> Telling<u64> {
-        let text = self.sh("xl debug-keys m && xl dmesg")?;
+        let text = self.sh("xl debug-keys m && xl dmesg | tail -n 200 | grep 'Dom heap: '")?;
         let heap =
             text.lines().rev().find_map(|line| line.split("Dom heap: ").nth(1)?.strip_suffix("kB free"));
         let number = heap.and_then(|number| number.parse().ok());

@@ -4,18 +4,32 @@ mod told;
 
 use super::restore::restore_paused;
 use crate::machine::Options;
-use crate::soak::Chance;
+use crate::soak::{Chance, Soak};
 use crate::story::{Stage, Story, THROUGH_STUB, Telling, ensure};
 use crate::survey::Survey;
 use told::{DAMAGES, Told};
 
-/// One thing wrong in the stream.
+/// One thing wrong in the stream: one of so many kinds.
 pub(super) const DAMAGED: Story = Story {
     name: "stub-damaged",
+    proves: "damage to the stream gives one clear line and an exit code, leaves no domain and no page; the next restore \
+             succeeds; what only looks damaged arrives whole",
+    options: Options::default,
+    tell: |stage| damaged(stage, NR_KINDS_A_TALE),
+};
+
+/// The story tells of each kind of damage whose number is a multiple of this, the soak of all: they are alike in what they
+/// ask of the nest, and the unit tests have each of them.
+const NR_KINDS_A_TALE: usize = 3;
+
+/// All of them.
+pub(super) const SOAK: Soak = Soak {
+    name: "damaged",
     proves: "each kind of damage to the stream gives one clear line and an exit code, leaves no domain and no page; the next \
              restore succeeds; what only looks damaged (version 2, parameters first, VERIFY) arrives whole",
     options: Options::default,
-    tell: damaged,
+    rounds: 1,
+    tell: |stage, _, rounds| (0..rounds).try_for_each(|_| damaged(stage, 1)),
 };
 
 /// The stream ends early.
@@ -65,7 +79,7 @@ fn good_restore(stage: &Stage, transport: &str) -> Telling<u64> {
     stage.settled_free_kib()
 }
 
-fn damaged(stage: &Stage) -> Telling {
+fn damaged(stage: &Stage, step: usize) -> Telling {
     let fresh = prepare(stage)?;
     let free = good_restore(stage, "ring")?;
     let names = stage.sh("nest-stream damages")?;
@@ -73,7 +87,7 @@ fn damaged(stage: &Stage) -> Telling {
     ensure(names.lines().eq(known.iter().copied()), || {
         format!("expected the damages {known:?}, nest-stream has\n{names}")
     })?;
-    for (number, (name, told)) in DAMAGES.iter().enumerate() {
+    for (number, (name, told)) in DAMAGES.iter().step_by(step).enumerate() {
         damage(stage, name, *told, free, &fresh)?;
         if (number + 1).is_multiple_of(NR_BETWEEN) {
             arrives(stage, FILE, &fresh, fresh.nr_owned)?;

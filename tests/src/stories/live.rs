@@ -14,6 +14,7 @@ mod watched;
 
 use super::restore::expect_superpages;
 use crate::machine::Options;
+use crate::soak::Soak;
 use crate::story::{Stage, Story, Telling, ensure};
 use crate::survey::Survey;
 pub(super) use downtime::{DOWNTIME, local_migration};
@@ -28,10 +29,20 @@ use watched::Watched;
 /// A PVH guest that writes its memory meanwhile.
 pub(super) const PVH: Story = Story {
     name: "live-pvh",
-    proves: "a PVH guest that keeps writing its memory, at several rates, migrates live to its own host through the stub: \
-             several passes, every byte, its superpages; whoever watches sees a bar, rates and what comes again",
+    proves: "a PVH guest that keeps writing its memory migrates live to its own host through the stub: several passes, every \
+             byte, its superpages; whoever watches sees a bar, rates and what comes again",
     options: Options::default,
-    tell: |stage| busy_guest_moves(stage, "pvh-128"),
+    tell: |stage| busy_guest_moves(stage, "pvh-128", &RATES[2..]),
+};
+
+/// The same at several rates.
+pub(super) const RATES_SOAK: Soak = Soak {
+    name: "live-rates",
+    proves: "a PVH guest that keeps writing its memory, at several rates, migrates live to its own host through the stub: \
+             several passes where there is something to send again, every byte, its superpages",
+    options: Options::default,
+    rounds: 1,
+    tell: |stage, _, rounds| (0..rounds).try_for_each(|_| busy_guest_moves(stage, "pvh-128", &RATES)),
 };
 
 /// The same with a device model, whose records pass behind the libxc stream, and a vif.
@@ -50,12 +61,12 @@ const RATES: [u64; 3] = [64, 512, 2048];
 /// From which rate on more than two passes over memory come: with less, hardly a page is left to send again.
 const BUSY: u64 = 512;
 
-/// Migrates a new guest at each rate under the eyes of `stubctl status --watch`.
-fn busy_guest_moves(stage: &Stage, guest: &str) -> Telling {
+/// Migrates a new guest at each of these rates under the eyes of `stubctl status --watch`.
+fn busy_guest_moves(stage: &Stage, guest: &str, rates: &[u64]) -> Telling {
     with_new_guest(stage, guest, || {
         let fresh = Survey::take(stage, guest)?;
         let watched = Watched::start(stage)?;
-        for rate in RATES {
+        for &rate in rates {
             // The stream waits once, before its last part, for those who watch once a second.
             let receiver = Receiver::with_deed(stage, guest, "state", "sleep 2")?;
             moves(stage, guest, receiver, &fresh, rate)?;
