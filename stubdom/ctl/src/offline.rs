@@ -24,6 +24,7 @@ use crate::frame::{Owner, State};
 use crate::host::{Host, say};
 use crate::pv_exchange;
 use crate::saving;
+use crate::standstill::rescue;
 use crate::verdict::{Kind, Verdict};
 use crate::xen_version::XenVersion;
 use control::exchange::Reason;
@@ -69,11 +70,14 @@ pub(crate) struct Offliner<'a> {
 }
 
 impl<'a> Offliner<'a> {
-    /// Asks which Xen this is.
+    /// Asks which Xen this is, and first puts right what those before have left, unless only a check is asked for.
     ///
     /// # Errors
     /// Xen does not say.
     pub(crate) fn new(host: &'a Host, arguments: OfflineArguments) -> Result<Self, Error> {
+        if !arguments.check {
+            rescue::put_all_right(host);
+        }
         let version = host.xen.version()?;
         let careful = Some(version).filter(|_| !arguments.careless && !version.cuts_free_memory_soundly());
         Ok(Self { host, arguments, sessions: HashMap::new(), careful })

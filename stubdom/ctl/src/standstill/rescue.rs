@@ -38,6 +38,23 @@ pub(crate) fn guard(host: &Host, guest: Domid, parent: u32) -> Result<(), Error>
     }
 }
 
+/// Puts right every guest that a dead stubctl has left. A frame that a stub took out of use by itself tells no more whose it
+/// was, so that its guest would stand on when the same frame is named again.
+pub(crate) fn put_all_right(host: &Host) {
+    let domains = host.store.children("/local/domain").unwrap_or_default();
+    for guest in domains.iter().filter_map(|name| name.parse().ok()).map(Domid::new) {
+        let is_left = Record::read(host, guest).is_ok_and(|record| record.is_some());
+        let put = match is_left.then(|| Lock::take_now(host, guest)) {
+            None | Some(Err(Error::Pair(PairError::InCare(..)))) => continue,
+            Some(Err(error)) => Err(error),
+            Some(Ok(_lock)) => put_right(host, guest),
+        };
+        if let Err(error) = put {
+            log::error!("{guest}: {error}");
+        }
+    }
+}
+
 /// Puts right what a dead stubctl left of a guest, whose lock the caller has.
 ///
 /// # Errors
