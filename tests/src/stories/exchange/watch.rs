@@ -65,7 +65,8 @@ fn watch(stage: &Stage) -> Telling {
     }
     stage.ask(GUEST, "ticking")?;
     stage.ask(GUEST, "verify")?;
-    stage.sh(&format!("xl destroy {GUEST}")).map(drop)
+    stage.sh(&format!("xl destroy {GUEST}"))?;
+    stage.expect_alone()
 }
 
 /// Errors that rasdaemon and mcelog report; the daemon is killed between two of them.
