@@ -5,7 +5,7 @@ use super::{bring_back, exchange, expect_offline};
 use crate::exchange::{Frames, Verdicts};
 use crate::machine::Options;
 use crate::soak::Chance;
-use crate::story::{Stage, Stop, Story, Telling, ensure};
+use crate::story::{Stage, Story, Telling, ensure};
 
 /// A network back end fills the guest's receive buffers by grant copies, which last for microseconds, and goes on while the
 /// guest stands still: what it writes to an old frame after the copy was made would be lost, and nobody would ask for it
@@ -46,31 +46,8 @@ END
 rm -f /run/load.log /run/load.stop
 setsid bash /run/load.sh >/run/load.log 2>&1 </dev/null &"#;
 
-/// How many guests may fall with the machine below them before there is nothing to show.
-const FALLS: u32 = 3;
-
 fn network(stage: &Stage) -> Telling {
-    for _ in 0..FALLS {
-        stage.create(GUEST)?;
-        let number = stage.sh(&format!("xl domid {GUEST}"))?;
-        let told = under_load(stage);
-        let Some(fell) = fell(stage, &number)? else { return told };
-        stage.say(format!("{fell}; once more with a new guest"));
-        stage.run(&format!("touch /run/load.stop; xl destroy {GUEST}"))?;
-        stage.expect_alone()?;
-    }
-    Err(Stop::Skip(format!("{FALLS} guests fell with the machine below them")))
-}
-
-/// Says how a guest fell in which the processor went on with Xen's own code: under QEMU's translation that happens to guests
-/// that nobody touches, and no guest can bring it about.
-fn fell(stage: &Stage, number: &str) -> Telling<Option<String>> {
-    let fell = stage
-        .run(&format!("xl dmesg | grep -A 5 'd{number}v[0-9]* Triple fault' | grep -o 'RIP: *e008:.*'"))?;
-    Ok((fell.code == 0).then(|| format!("the guest fell with a triple fault at Xen's {}", fell.text.trim())))
-}
-
-fn under_load(stage: &Stage) -> Telling {
+    stage.create(GUEST)?;
     stage.sh(&format!("stubctl attach {GUEST}"))?;
     let before = limits(stage, GUEST, "")?;
     stage.sh(LOAD)?;
