@@ -1,6 +1,7 @@
 //! Dom0 as the harness sees it: a place where bash scripts run.
 
 use crate::error::{Doing, Error, Result};
+use crate::tool;
 use crate::wire::{self, Frame, Kind};
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
@@ -74,8 +75,15 @@ impl Dom0 {
     /// It ran longer than `limit`, or the nest died. An exit code other than 0 is an outcome, not an error.
     pub fn run(&self, script: &str, limit: Duration) -> Result<Outcome> {
         let mut text = Vec::new();
-        let code = self.start(script, &[])?.finish(limit, |piece| text.extend_from_slice(piece))?;
-        Ok(Outcome { code, text: String::from_utf8_lossy(&text).into_owned() })
+        let ended = self.start(script, &[])?.finish(limit, |piece| text.extend_from_slice(piece));
+        let text = String::from_utf8_lossy(&text).into_owned();
+        match ended {
+            Ok(code) => Ok(Outcome { code, text }),
+            Err(error) => {
+                let said = tool::last_lines(&text, 6);
+                Err(Error::new(error, format!("in `{}`, which had said:\n{said}", script.trim())))
+            }
+        }
     }
 
     fn take_number(&self) -> u32 {
@@ -170,7 +178,8 @@ mod tests {
     fn a_script_that_does_not_end_is_killed() {
         let (dom0, mut agent) = pair();
         let error = dom0.run("irrelevant", Duration::from_millis(20)).unwrap_err();
-        assert!(error.to_string().contains("no end"));
+        let text = error.to_string();
+        assert!(text.contains("no end") && text.contains("`irrelevant`"), "{text}");
         let run = Frame::read(&mut agent).unwrap();
         let kill = Frame::read(&mut agent).unwrap();
         assert_eq!((kill.kind, kill.job), (Kind::Kill, run.job));

@@ -31,13 +31,22 @@ pub struct Options {
     pub icount: bool,
     /// More options for Xen's command line.
     pub xen_args: String,
+    /// Processors; as many as suit the place where it runs if nothing is said: two, or one beside other machines.
+    pub nr_cpus: Option<u32>,
     /// Whether it has a network, and which end of it.
     pub seat: Seat,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { mem_mib: 8192, dom0_mib: 3072, icount: false, xen_args: String::new(), seat: Seat::Alone }
+        Self {
+            mem_mib: 8192,
+            dom0_mib: 3072,
+            icount: false,
+            xen_args: String::new(),
+            nr_cpus: None,
+            seat: Seat::Alone,
+        }
     }
 }
 
@@ -225,7 +234,7 @@ fn prepare(place: &Place, options: &Options, accelerator: Accelerator) -> Result
     let initramfs = image::assemble(place, &packages)?;
     let mut qemu = Command::new("setpriv"); // so that QEMU dies with us even when we are killed
     qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot"]);
-    accelerator.plug(&mut qemu);
+    accelerator.plug(&mut qemu, options.nr_cpus.unwrap_or(2));
     qemu.args(["-m", &format!("{}M", options.mem_mib)]);
     qemu.arg("-kernel").arg(packages.hypervisor()).arg("-append").arg(xen_command_line(options));
     let kernel = format!("{} console=hvc0 quiet", packages.kernel()?.display());
@@ -271,15 +280,15 @@ impl Accelerator {
 
     /// The translator knows AMD's SVM with nested paging. `-cpu max` crashes dom0 there, so the features are added one by
     /// one.
-    fn plug(self, qemu: &mut Command) {
+    fn plug(self, qemu: &mut Command, nr_cpus: u32) {
         let translated = "qemu64,+svm,+npt,+nx,+lm,+pdpe1gb,+rdrand";
         let (accel, cpu, nr_cpus) = match self {
-            Self::Kvm => ("kvm", "host", "2"),
-            Self::Translator => ("tcg,thread=multi", translated, "2"),
+            Self::Kvm => ("kvm", "host", nr_cpus),
+            Self::Translator => ("tcg,thread=multi", translated, nr_cpus),
             // Time counts the instructions of all CPUs, and a domain would be charged for what others do beside it.
-            Self::Counter => ("tcg,thread=single", translated, "1"),
+            Self::Counter => ("tcg,thread=single", translated, 1),
         };
-        qemu.args(["-machine", "q35", "-accel", accel, "-cpu", cpu, "-smp", nr_cpus]);
+        qemu.args(["-machine", "q35", "-accel", accel, "-cpu", cpu, "-smp", &nr_cpus.to_string()]);
         if self == Self::Counter {
             qemu.args(["-icount", "shift=1,sleep=off"]);
         }

@@ -298,8 +298,8 @@ fn print(line: impl fmt::Display) {
 /// Memory that a machine of [`Options::default`] takes, with QEMU's own, in KiB.
 const LANE_KIB: u64 = 10 << 20;
 
-/// How many machines may run side by side: two if there are processors and memory for both, since one seldom uses more
-/// than one processor. `NEST_LANES` says otherwise.
+/// How many machines may run side by side: two if there are processors and memory for both, since a machine with one
+/// processor tells its stories hardly slower than one with two. `NEST_LANES` says otherwise.
 pub fn nr_lanes() -> usize {
     if let Some(lanes) = std::env::var("NEST_LANES").ok().and_then(|lanes| lanes.parse().ok()) {
         return 1.max(lanes);
@@ -349,7 +349,7 @@ fn tell_in_lane<'a>(
         PRINTED.set(is_beside.then(String::new));
         print(format_args!("story {}: {}", story.name, story.proves));
         let began = Instant::now();
-        let verdict = tell_unless_it_falls(place, story, &mut machine);
+        let verdict = tell_unless_it_falls(place, story, is_beside, &mut machine);
         print(format_args!("  {} ({:.0} s): {verdict}", story.name, began.elapsed().as_secs_f32()));
         if matches!(verdict, Verdict::Error(_) | Verdict::Failure(_)) {
             machine = None; // the next story shall not suffer from what this one left
@@ -362,23 +362,34 @@ fn tell_in_lane<'a>(
 }
 
 /// Tells a story, and again on a new machine when a guest fell with the machine below it.
-fn tell_unless_it_falls(place: &Place, story: &Story, machine: &mut Option<Machine>) -> Verdict {
+fn tell_unless_it_falls(
+    place: &Place,
+    story: &Story,
+    is_beside: bool,
+    machine: &mut Option<Machine>,
+) -> Verdict {
     for _ in 1..MOST_TALES {
-        match tell_on(place, story, machine) {
+        match tell_on(place, story, is_beside, machine) {
             fell @ Verdict::Fell(_) => print(format_args!("    {fell}; once more on a new machine")),
             verdict => return verdict,
         }
         *machine = None;
     }
-    match tell_on(place, story, machine) {
+    match tell_on(place, story, is_beside, machine) {
         fell @ Verdict::Fell(_) => Verdict::Skip(fell.to_string()),
         verdict => verdict,
     }
 }
 
+/// The machine that a story wants; beside others it has one processor unless the story wants more.
+fn wanted(story: &Story, is_beside: bool) -> Options {
+    let options = (story.options)();
+    Options { nr_cpus: options.nr_cpus.or(is_beside.then_some(1)), ..options }
+}
+
 /// Tells a story on the machine that runs, or on one that is booted for it.
-fn tell_on(place: &Place, story: &Story, machine: &mut Option<Machine>) -> Verdict {
-    let running = machine.take().map_or_else(|| Machine::boot(place, &(story.options)()), Ok);
+fn tell_on(place: &Place, story: &Story, is_beside: bool, machine: &mut Option<Machine>) -> Verdict {
+    let running = machine.take().map_or_else(|| Machine::boot(place, &wanted(story, is_beside)), Ok);
     match running {
         Ok(running) => tell(story.name, &Stage::on(machine.insert(running), place), story.tell),
         Err(error) => Verdict::Error(error.to_string()),
@@ -473,6 +484,17 @@ mod tests {
         let stories = [story("a", Options::default), story("b", big), story("c", Options::default)];
         let names = |alike: &Vec<&Story>| alike.iter().map(|story| story.name).collect::<Vec<_>>();
         assert_eq!(by_machine(&stories).iter().map(names).collect::<Vec<_>>(), [vec!["a", "c"], vec!["b"]]);
+    }
+
+    #[test]
+    fn beside_others_a_machine_has_one_processor_unless_its_story_wants_more() {
+        let nr_cpus = |story: &Story, is_beside| wanted(story, is_beside).nr_cpus;
+        let plain = story("a", Options::default);
+        let two = story("b", || Options { nr_cpus: Some(2), ..Options::default() });
+        assert_eq!(
+            [nr_cpus(&plain, false), nr_cpus(&plain, true), nr_cpus(&two, true)],
+            [None, Some(1), Some(2)]
+        );
     }
 
     #[test]

@@ -42,7 +42,8 @@ pub(super) const EXCHANGE_PV: Story = Story {
     proves: "frames of a running PV guest, data and page tables, are exchanged where the stock tool gives up; its rings, \
              granted pages, start_info, shared_info and the roots that are loaded are refused by name; no byte and no page is \
              lost, xl goes on watching the guest, and it can be saved and restored afterwards",
-    options: Options::default,
+    // The stock tool marks from the second processor, see `stock`.
+    options: || Options { nr_cpus: Some(2), ..Options::default() },
     tell: exchange_pv,
 };
 
@@ -174,13 +175,13 @@ fn beside_stock(stage: &Stage) -> Telling {
     stage.sh(&format!("xen-hptool mem-online {}", data[0])).map(drop)
 }
 
-/// Exchanges frames of which each has to end offline, but for a root that is loaded, what Xen or a back end holds, and a
-/// frame whose neighbour may be free.
+/// Exchanges frames of which each has to end offline, but for a root that is loaded, the one by which Linux says where its
+/// p2m is, what Xen or a back end holds, and a frame whose neighbour may be free.
 fn exchange(stage: &Stage, mfns: &[String]) -> Telling<Verdicts> {
     let said = stage.run(&format!("timeout -k 5 150 stubctl offline --json {}", mfns.join(" ")))?;
     let verdicts = Verdicts::parse(&said.text)?;
     let (nr_done, nr_offline) = (verdicts.nr("done"), verdicts.nr_with("state", "offline"));
-    let names = ["page-table-root", "in-use-by-xen", "beside-free", "granted"];
+    let names = ["page-table-root", "p2m", "in-use-by-xen", "beside-free", "granted"];
     let nr_named: usize = names.iter().map(|name| verdicts.mfns_refused_as(name).count()).sum();
     stage.say(format!("suspended {}: {}", verdicts.pause(), verdicts.summary()));
     // Exit code 8: some are refused, by name.

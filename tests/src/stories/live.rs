@@ -63,7 +63,7 @@ const BUSY: u64 = 512;
 
 /// Migrates a new guest at each of these rates under the eyes of `stubctl status --watch`.
 fn busy_guest_moves(stage: &Stage, guest: &str, rates: &[u64]) -> Telling {
-    with_new_guest(stage, guest, || {
+    let told = with_new_guest(stage, guest, || {
         let fresh = Survey::take(stage, guest)?;
         let watched = Watched::start(stage)?;
         for &rate in rates {
@@ -73,7 +73,9 @@ fn busy_guest_moves(stage: &Stage, guest: &str, rates: &[u64]) -> Telling {
         }
         stage.say(watched.finish(stage)?);
         stage.sh(&format!("xl destroy {guest}")).map(drop)
-    })?;
+    });
+    Watched::end(stage)?;
+    told?;
     stage.expect_alone()
 }
 

@@ -21,8 +21,9 @@ const GUEST: &str = "pvh-net";
 /// Pages of its RAM.
 const NR_PAGES: usize = 0x8000;
 
-/// Gives it a disk, which it writes at its start.
-const CREATE: &str = "dd if=/dev/zero of=/run/disk bs=1M count=8 2>/dev/null && losetup /dev/loop0 /run/disk && \
+/// Gives it a disk, which it writes at its start. The back end is to keep mapped what it has mapped for longer than a minute.
+const CREATE: &str = "echo 3600 >/sys/module/xen_blkback/parameters/persistent_grant_unused_seconds && \
+     dd if=/dev/zero of=/run/disk bs=1M count=8 2>/dev/null && losetup /dev/loop0 /run/disk && \
      xl create -q /etc/xen/stubdom/guests/pvh-net.cfg 'disk=[\"phy:/dev/loop0,xvda,w\"]' 'extra+=\" nest.disk\"' && \
      ask-witness pvh-net ready";
 

@@ -9,15 +9,22 @@ use serde_json::Value;
 pub(super) struct Watched;
 
 impl Watched {
-    /// Starts both; those of a guest that fell by itself end.
+    /// Starts both.
     pub(super) fn start(stage: &Stage) -> Telling<Self> {
+        Self::end(stage)?; // those of a guest that fell by itself
         stage.sh(
-            "kill $(cat /run/watched.pid /run/watched--json.pid 2>/dev/null) 2>/dev/null
-             for json in '' --json; do
+            "for json in '' --json; do
                  setsid stubctl status --watch $json >/run/watched$json 2>&1 </dev/null & echo $! >/run/watched$json.pid
              done",
         )?;
         Ok(Self)
+    }
+
+    /// Ends both, if they are there.
+    pub(super) fn end(stage: &Stage) -> Telling {
+        stage
+            .sh("kill $(cat /run/watched.pid /run/watched--json.pid 2>/dev/null) 2>/dev/null; rm -f /run/watched*.pid")
+            .map(drop)
     }
 
     /// Ends both; gives the last bar on which something moved.
