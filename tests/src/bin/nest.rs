@@ -90,6 +90,9 @@ struct MachineArguments {
     /// Counts instructions, so that guest time repeats from run to run; slower.
     #[arg(long, global = true)]
     icount: bool,
+    /// The machine's processors.
+    #[arg(long, global = true)]
+    cpus: Option<u32>,
     /// More options for Xen's command line.
     #[arg(long, global = true, default_value = "", allow_hyphen_values = true)]
     xen_args: String,
@@ -102,6 +105,7 @@ impl From<MachineArguments> for Options {
             dom0_mib: from.dom0_mem,
             icount: from.icount,
             xen_args: from.xen_args,
+            nr_cpus: from.cpus,
             ..Self::default()
         }
     }
