@@ -42,6 +42,7 @@ pub const ALL: &[Story] = &[
     exchange::REFUSALS,
     exchange::DEATHS,
     exchange::SAVING,
+    exchange::NETWORK,
     exchange::WATCH,
     exchange::SCARCE,
     exchange_pv::EXCHANGE_PV,
@@ -49,7 +50,7 @@ pub const ALL: &[Story] = &[
 ];
 
 /// Told only by name: not seen to pass on the nest so far, or too long for every run of `scripts/test`.
-pub const BY_NAME: &[Story] = &[live::HVM, live::TWO_HOSTS, exchange::NETWORK];
+pub const BY_NAME: &[Story] = &[live::HVM, live::TWO_HOSTS];
 
 /// The long ones, for `scripts/soak`.
 pub const SOAKS: &[Soak] = &[
