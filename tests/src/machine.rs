@@ -31,7 +31,7 @@ pub struct Options {
     pub icount: bool,
     /// More options for Xen's command line.
     pub xen_args: String,
-    /// Processors; as many as suit the place where it runs if nothing is said: two, or one beside other machines.
+    /// Processors; two if nothing is said, or one where QEMU translates: see [`Accelerator::plug`].
     pub nr_cpus: Option<u32>,
     /// Whether it has a network, and which end of it.
     pub seat: Seat,
@@ -234,7 +234,7 @@ fn prepare(place: &Place, options: &Options, accelerator: Accelerator) -> Result
     let initramfs = image::assemble(place, &packages)?;
     let mut qemu = Command::new("setpriv"); // so that QEMU dies with us even when we are killed
     qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot"]);
-    accelerator.plug(&mut qemu, options.nr_cpus.unwrap_or(2));
+    accelerator.plug(&mut qemu, options.nr_cpus);
     qemu.args(["-m", &format!("{}M", options.mem_mib)]);
     qemu.arg("-kernel").arg(packages.hypervisor()).arg("-append").arg(xen_command_line(options));
     let kernel = format!("{} console=hvc0 quiet", packages.kernel()?.display());
@@ -279,12 +279,13 @@ impl Accelerator {
     }
 
     /// The translator knows AMD's SVM with nested paging. `-cpu max` crashes dom0 there, so the features are added one by
-    /// one.
-    fn plug(self, qemu: &mut Command, nr_cpus: u32) {
+    /// one. With two processors, a thread each, QEMU 7.2 now and then lets a guest go on with Xen's registers behind VMRUN,
+    /// which ends in a triple fault; with one that was not seen, and a story takes no longer.
+    fn plug(self, qemu: &mut Command, nr_cpus: Option<u32>) {
         let translated = "qemu64,+svm,+npt,+nx,+lm,+pdpe1gb,+rdrand";
         let (accel, cpu, nr_cpus) = match self {
-            Self::Kvm => ("kvm", "host", nr_cpus),
-            Self::Translator => ("tcg,thread=multi", translated, nr_cpus),
+            Self::Kvm => ("kvm", "host", nr_cpus.unwrap_or(2)),
+            Self::Translator => ("tcg,thread=multi", translated, nr_cpus.unwrap_or(1)),
             // Time counts the instructions of all CPUs, and a domain would be charged for what others do beside it.
             Self::Counter => ("tcg,thread=single", translated, 1),
         };

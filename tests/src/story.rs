@@ -298,8 +298,8 @@ fn print(line: impl fmt::Display) {
 /// Memory that a machine of [`Options::default`] takes, with QEMU's own, in KiB.
 const LANE_KIB: u64 = 10 << 20;
 
-/// How many machines may run side by side: two if there are processors and memory for both, since a machine with one
-/// processor tells its stories hardly slower than one with two. `NEST_LANES` says otherwise.
+/// How many machines may run side by side: two if there are processors and memory for both, since the translator
+/// gives each machine one. `NEST_LANES` says otherwise.
 pub fn nr_lanes() -> usize {
     if let Some(lanes) = std::env::var("NEST_LANES").ok().and_then(|lanes| lanes.parse().ok()) {
         return 1.max(lanes);
@@ -311,49 +311,47 @@ pub fn nr_lanes() -> usize {
     if has_cpus && kib >= 2 * LANE_KIB { 2 } else { 1 }
 }
 
-/// Tells stories in so many lanes side by side, on as few boots as their wishes allow; gives each one's verdict.
+/// Tells stories in so many lanes side by side, with as few boots as their wishes allow; gives each one's verdict.
 ///
 /// # Errors
 /// There is no place for a lane.
 pub fn tell_all(place: &Place, stories: &[Story], nr_lanes: usize) -> Result<Vec<(&'static str, Verdict)>> {
     let places = (0..nr_lanes).map(|lane| place.in_lane(lane)).collect::<Result<Vec<_>>>()?;
-    let mut verdicts = Vec::new();
-    for alike in by_machine(stories) {
-        let waiting = Mutex::new(alike.iter());
-        let told = Mutex::new(Vec::new());
-        thread::scope(|scope| {
-            for place in &places[..nr_lanes.min(alike.len())] {
-                scope.spawn(|| tell_in_lane(place, nr_lanes > 1, &waiting, &told));
-            }
-        });
-        let mut told = told.into_inner().unwrap_or_else(PoisonError::into_inner);
-        told.sort_by_key(|(name, _)| alike.iter().position(|story| story.name == *name));
-        verdicts.extend(told);
-    }
-    Ok(verdicts)
+    let waiting = Mutex::new(by_machine(stories).into_iter());
+    let told = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for place in &places[..nr_lanes.min(stories.len())] {
+            scope.spawn(|| tell_in_lane(place, nr_lanes > 1, &waiting, &told));
+        }
+    });
+    let mut told = told.into_inner().unwrap_or_else(PoisonError::into_inner);
+    told.sort_by_key(|(name, _)| stories.iter().position(|story| story.name == *name));
+    Ok(told)
 }
 
 /// How often a story is told while guests fall with the machine below them.
 const MOST_TALES: u32 = 3;
 
-/// Tells stories that want the same machine until none is waiting.
+/// Tells stories until none is waiting; the machine stays as long as the next one wants its like.
 fn tell_in_lane<'a>(
     place: &Place,
     is_beside: bool,
-    waiting: &Mutex<impl Iterator<Item = &'a &'a Story>>,
+    waiting: &Mutex<impl Iterator<Item = (&'a Story, Options)>>,
     told: &Mutex<Vec<(&'static str, Verdict)>>,
 ) {
-    let mut machine: Option<Machine> = None;
+    let mut running: Option<(Machine, Options)> = None;
     let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
-    while let Some(story) = next() {
+    while let Some((story, options)) = next() {
         PRINTED.set(is_beside.then(String::new));
         print(format_args!("story {}: {}", story.name, story.proves));
         let began = Instant::now();
-        let verdict = tell_unless_it_falls(place, story, is_beside, &mut machine);
+        let mut machine = running.take().and_then(|(machine, its)| (its == options).then_some(machine));
+        let verdict = tell_unless_it_falls(place, story, &options, &mut machine);
         print(format_args!("  {} ({:.0} s): {verdict}", story.name, began.elapsed().as_secs_f32()));
         if matches!(verdict, Verdict::Error(_) | Verdict::Failure(_)) {
             machine = None; // the next story shall not suffer from what this one left
         }
+        running = machine.map(|machine| (machine, options));
         if let Some(printed) = PRINTED.take() {
             print(printed.trim_end());
         }
@@ -365,47 +363,48 @@ fn tell_in_lane<'a>(
 fn tell_unless_it_falls(
     place: &Place,
     story: &Story,
-    is_beside: bool,
+    options: &Options,
     machine: &mut Option<Machine>,
 ) -> Verdict {
     for _ in 1..MOST_TALES {
-        match tell_on(place, story, is_beside, machine) {
+        match tell_on(place, story, options, machine) {
             fell @ Verdict::Fell(_) => print(format_args!("    {fell}; once more on a new machine")),
             verdict => return verdict,
         }
         *machine = None;
     }
-    match tell_on(place, story, is_beside, machine) {
+    match tell_on(place, story, options, machine) {
         fell @ Verdict::Fell(_) => Verdict::Skip(fell.to_string()),
         verdict => verdict,
     }
 }
 
-/// The machine that a story wants; beside others it has one processor unless the story wants more.
-fn wanted(story: &Story, is_beside: bool) -> Options {
-    let options = (story.options)();
-    Options { nr_cpus: options.nr_cpus.or(is_beside.then_some(1)), ..options }
-}
-
 /// Tells a story on the machine that runs, or on one that is booted for it.
-fn tell_on(place: &Place, story: &Story, is_beside: bool, machine: &mut Option<Machine>) -> Verdict {
-    let running = machine.take().map_or_else(|| Machine::boot(place, &wanted(story, is_beside)), Ok);
+fn tell_on(place: &Place, story: &Story, options: &Options, machine: &mut Option<Machine>) -> Verdict {
+    let running = machine.take().map_or_else(|| Machine::boot(place, options), Ok);
     match running {
         Ok(running) => tell(story.name, &Stage::on(machine.insert(running), place), story.tell),
         Err(error) => Verdict::Error(error.to_string()),
     }
 }
 
-/// Stories that want equal machines, in their own order.
-fn by_machine(stories: &[Story]) -> Vec<Vec<&Story>> {
-    let mut kinds: Vec<Options> = Vec::new();
-    for options in stories.iter().map(|story| (story.options)()) {
-        if !kinds.contains(&options) {
-            kinds.push(options);
+/// Stories with their machines: those that want equal ones together, in their own order. The machine that most want comes
+/// last, so that no lane stands empty for long at the end.
+fn by_machine(stories: &[Story]) -> Vec<(&Story, Options)> {
+    let mut kinds: Vec<(Options, Vec<&Story>)> = Vec::new();
+    for story in stories {
+        let options = (story.options)();
+        match kinds.iter_mut().find(|(kind, _)| *kind == options) {
+            Some((_, alike)) => alike.push(story),
+            None => kinds.push((options, vec![story])),
         }
     }
-    let of_kind = |kind: &Options| stories.iter().filter(|story| (story.options)() == *kind).collect();
-    kinds.iter().map(of_kind).collect()
+    kinds.sort_by_key(|(_, alike)| alike.len());
+    let mut stories = Vec::new();
+    for (options, alike) in kinds {
+        stories.extend(alike.into_iter().map(|story| (story, options.clone())));
+    }
+    stories
 }
 
 /// Tells one story on a machine of its own.
@@ -482,19 +481,8 @@ mod tests {
     fn stories_that_want_the_same_machine_come_together() {
         let big = || Options { mem_mib: 16384, ..Options::default() };
         let stories = [story("a", Options::default), story("b", big), story("c", Options::default)];
-        let names = |alike: &Vec<&Story>| alike.iter().map(|story| story.name).collect::<Vec<_>>();
-        assert_eq!(by_machine(&stories).iter().map(names).collect::<Vec<_>>(), [vec!["a", "c"], vec!["b"]]);
-    }
-
-    #[test]
-    fn beside_others_a_machine_has_one_processor_unless_its_story_wants_more() {
-        let nr_cpus = |story: &Story, is_beside| wanted(story, is_beside).nr_cpus;
-        let plain = story("a", Options::default);
-        let two = story("b", || Options { nr_cpus: Some(2), ..Options::default() });
-        assert_eq!(
-            [nr_cpus(&plain, false), nr_cpus(&plain, true), nr_cpus(&two, true)],
-            [None, Some(1), Some(2)]
-        );
+        let names: Vec<_> = by_machine(&stories).iter().map(|(story, _)| story.name).collect();
+        assert_eq!(names, ["b", "a", "c"]);
     }
 
     #[test]

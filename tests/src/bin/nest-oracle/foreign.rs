@@ -6,6 +6,7 @@ use std::io;
 use std::ptr::{self, NonNull};
 
 const PAGE_BYTES: usize = 4096;
+const WORDS_OF_A_PAGE: usize = PAGE_BYTES / size_of::<u64>();
 const PROT_READ: c_int = 1;
 
 #[link(name = "xenforeignmemory")]
@@ -73,6 +74,25 @@ impl Drop for Foreign {
 }
 
 impl Mapped<'_> {
+    /// Whether the frame at a place in the list holds these bytes, a page of them; none when it has no memory. Nothing is
+    /// copied.
+    pub(crate) fn equals(&self, place: usize, page: &[u8]) -> Option<bool> {
+        if *self.errors.get(place)? != 0 {
+            return None;
+        }
+        let (words, rest) = page.as_chunks::<8>();
+        let equal = |(number, word): (usize, &[u8; 8])| {
+            // SAFETY: place is less than the number of pages of the mapping, number less than the words of a page (see
+            // below), so the sum stays within it.
+            let at = unsafe { self.address.as_ptr().cast::<u64>().add(place * WORDS_OF_A_PAGE + number) };
+            // SAFETY: the frame is mapped for reading (its error is 0) until self is dropped, and a mapping begins with a
+            // page, so that the word is aligned. Volatile: it is another domain's memory.
+            let found = unsafe { at.read_volatile() };
+            found == u64::from_ne_bytes(*word)
+        };
+        Some(rest.is_empty() && words.len() == WORDS_OF_A_PAGE && words.iter().enumerate().all(equal))
+    }
+
     /// The contents of the frame at a place in the list; none when it has no memory.
     pub(crate) fn page(&self, place: usize) -> Option<Vec<u8>> {
         if *self.errors.get(place)? != 0 {

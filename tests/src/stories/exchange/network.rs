@@ -14,8 +14,7 @@ pub(in crate::stories) const NETWORK: Story = Story {
     name: "exchange-net",
     proves: "while a guest takes and returns a bulk of data by TCP, a frame of every superpage of it and then single pages are \
              exchanged, and each round of the data comes back with its checksum",
-    // With two processors QEMU's translator lets a guest under this load fall with a triple fault in most runs.
-    options: || Options { nr_cpus: Some(1), ..Options::default() },
+    options: Options::default,
     tell: network,
 };
 
