@@ -199,8 +199,8 @@ pub enum Reason {
     Granted,
     /// It has the look of a page that Xen itself writes to (registered `vcpu_info`, event channel arrays).
     LooksPinned,
-    /// A hole, device registers or a frame already broken.
-    NotMemory,
+    /// It is the guest's, and yet there is no memory at its place in the guest: it is broken already.
+    Broken,
     /// The guest has no hole for the new page to wait in.
     NoScratch,
     /// No memory on the host or under the guest's `max_pages`.
@@ -231,7 +231,7 @@ impl Reason {
             Self::DeviceModel => "device-model",
             Self::Granted => "granted",
             Self::LooksPinned => "looks-pinned",
-            Self::NotMemory => "not-memory",
+            Self::Broken => "broken",
             Self::NoScratch => "no-scratch",
             Self::NoMemory => "no-memory",
             Self::Moved => "moved",

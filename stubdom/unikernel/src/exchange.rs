@@ -190,7 +190,7 @@ fn blocked(blocker: &Blocker) -> Reason {
         Blocker::Granted(_) => Reason::Granted,
         Blocker::Type(migration::xen::PageType::Ioreq) => Reason::Ioreq,
         Blocker::Unmappable(Errno::EBUSY) => Reason::NotTheTargets,
-        Blocker::Type(_) | Blocker::Unmappable(_) => Reason::NotMemory,
+        Blocker::Type(_) | Blocker::Unmappable(_) => Reason::Broken,
         Blocker::LooksPinned => Reason::LooksPinned,
         Blocker::Reserved(role) => match role {
             Role::Store => Reason::Store,

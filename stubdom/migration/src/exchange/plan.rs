@@ -12,13 +12,16 @@ pub enum Blocker {
     Reserved(Role),
     /// It is granted to another domain by this grant, which may use it at any moment, and the old frame then.
     Granted(Gref),
-    /// It cannot be mapped: a hole, a device's registers, a failed frame (`EINVAL`), or another domain's (`EBUSY`).
+    /// It cannot be mapped: it has failed (`EINVAL`), or is another domain's (`EBUSY`).
     Unmappable(Errno),
-    /// It is no ordinary memory.
+    /// It is no ordinary memory; [`PageType::None`] where a frame has failed.
     Type(PageType),
     /// It looks like a page that Xen itself has pinned and writes to; it would go on writing to the old frame.
     LooksPinned,
 }
+
+/// What Xen leaves at the place of a frame that it has found broken.
+const BROKEN: &str = "it is broken already: Xen has no memory at its place in the guest any more";
 
 impl fmt::Display for Blocker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -27,11 +30,11 @@ impl fmt::Display for Blocker {
             Self::Granted(gref) => write!(f, "it is granted to another domain, by grant {}", gref.raw()),
             Self::Unmappable(Errno::EBUSY) => f.write_str("it belongs to another domain"),
             Self::Unmappable(Errno::EINVAL) => {
-                f.write_str("it is a hole, device registers or a broken frame")
+                f.write_str(BROKEN)
             }
             Self::Unmappable(errno) => write!(f, "it cannot be mapped: {errno}"),
             Self::Type(PageType::Ioreq) => f.write_str("its writes go to an ioreq server"),
-            Self::Type(_) => f.write_str("it is a hole, device registers or a broken frame"),
+            Self::Type(_) => f.write_str(BROKEN),
             Self::LooksPinned => f.write_str(
                 "the page looks like one that Xen itself writes to (vcpu_info, an event channel array or its control \
                  block)",

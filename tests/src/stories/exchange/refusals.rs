@@ -89,7 +89,7 @@ fn refusals(stage: &Stage) -> Telling {
 fn broken(stage: &Stage) -> Telling {
     let mfn = stage.sh(&format!("stubctl locate {GUEST} 0x5005"))?;
     stage.sh(&format!("xl pause {GUEST} && nest-break $(xl domid {GUEST}) {}", 0x5005))?;
-    expect_refusal(stage, &mfn, "not-memory")
+    expect_refusal(stage, &mfn, "broken")
 }
 
 /// A guest that was never let run.
