@@ -276,7 +276,7 @@ impl Stub {
         if front.has_failed() {
             return self.follow_vif();
         }
-        if self.more_comes_soon() {
+        if self.more_comes_soon() || self.store.is_stirring() {
             return;
         }
         let pair_by = self.follow_loneliness();

@@ -108,7 +108,7 @@ impl Xenstore {
         }
     }
 
-    /// Returns the event channel to wait on for watch events.
+    /// Returns the event channel to wait on for watch events, unless the client is [stirring](Self::is_stirring).
     pub const fn port(&self) -> Port {
         self.port
     }
@@ -205,6 +205,12 @@ impl Xenstore {
             self.keep(header, &body);
         }
         Ok(self.waiting.pop_front())
+    }
+
+    /// Tells whether [`Xenstore::event`] has something to look at: a request takes the event channel's event with its reply,
+    /// also when a watch event comes beside it. Ask before sleeping on [`Xenstore::port`].
+    pub fn is_stirring(&self) -> bool {
+        !self.waiting.is_empty() || self.page.read::<u32>(RSP_CONS) != self.page.read::<u32>(RSP_PROD)
     }
 
     /// Sends a request and waits for its reply.
