@@ -20,7 +20,7 @@ pub(super) const DAMAGED: Story = Story {
 
 /// The story tells of each kind of damage whose number is a multiple of this, the soak of all: they are alike in what they
 /// ask of the nest, and the unit tests have each of them.
-const NR_KINDS_A_TALE: usize = 3;
+const NR_KINDS_A_TALE: usize = 5;
 
 /// All of them.
 pub(super) const SOAK: Soak = Soak {
@@ -54,7 +54,7 @@ const BY_TCP: [&str; 4] = ["garbage", "length-huge", "pfn-at-end", "end-body"];
 
 /// Cuts at bytes that this seed chooses, besides the chosen ones.
 const SEED: u64 = 2;
-const NR_RANDOM_CUTS: usize = 6;
+const NR_RANDOM_CUTS: usize = 4;
 
 /// How the stream offset that is told may lie to the damage's own: before, by what lies in front of it in its field;
 /// behind, by what is read before it shows (a page list, a record that is missed only at END).
@@ -177,7 +177,7 @@ fn cut(stage: &Stage) -> Telling {
         (0..6).chain([nr_records / 2]).chain(nr_records - 4..nr_records).map(|number| records[number]);
     let mut chance = Chance::new(SEED);
     let random: Vec<usize> = (0..NR_RANDOM_CUTS).map(|_| chance.below(end)).collect();
-    let at_bytes = [1, 11, 24, 39, 41, 47, 1300, 1325, 9000, 4_000_001].into_iter().chain(random);
+    let at_bytes = [1, 24, 41, 1300, 9000, 4_000_001].into_iter().chain(random);
     for offset in at_records.chain(at_bytes) {
         expect_cut(stage, offset, free)?;
     }
