@@ -64,11 +64,14 @@ fn replug(stage: &Stage, address: &str) -> Telling {
 const GUEST: &str = "pvh-128";
 const SAVED: &str = "/var/lib/xen/save/pvh-128";
 
-/// A stub with a known address for the guest, and strangers who will knock there from before it is up until they are let
-/// in. They come before stubctl, which connects when the stub says that it listens: stubctl is stopped until they have
-/// found the stub, and by their priority one of them always has a knock on its way. One speaks, one is silent; both say
-/// how it ended.
-const STRANGERS: &str = r#"{ cat /etc/xen/stubdom/stubdom.cfg; echo 'extra = "ip=10.81.0.9/24"'; } >/run/visited.cfg
+/// What a stranger does, and why the stub drops it.
+const STRANGERS: [(&str, &str); 2] =
+    [("speaking", "it did not open with the token"), ("silent", "it sent no token in time")];
+
+/// A stub with a known address for the guest, and a stranger of some `$kind` who will knock there from before it is up until
+/// it is let in. It comes before stubctl, which connects when the stub says that it listens: stubctl is stopped until the
+/// stranger has found the stub, and by its priority it always has a knock on its way. It says how it ended.
+const STRANGER: &str = r#"{ cat /etc/xen/stubdom/stubdom.cfg; echo 'extra = "ip=10.81.0.9/24"'; } >/run/visited.cfg
 printf 'transport = tcp\nconfig = /run/visited.cfg\n' >/etc/xen/stubdom/pvh-128.conf
 echo 20 >/proc/sys/net/ipv4/neigh/xenstub0/retrans_time_ms
 cat >/run/stranger.sh <<'END'
@@ -79,7 +82,7 @@ read -r -t 30 -u 3 2>/dev/null
 [ $? -gt 128 ] || echo "$1: dropped"
 END
 rm -f /var/log/xen/guest-pvh-128-stubdom-*.log
-for kind in speaking silent; do chrt -f 1 bash /run/stranger.sh $kind >/run/$kind 2>&1 & done
+chrt -f 1 bash /run/stranger.sh $kind >/run/stranger 2>&1 &
 {
     until ls /sys/class/net | grep -q '^vif'; do sleep 0.02; done
     relay=$(pidof stubctl) && kill -STOP $relay
@@ -92,21 +95,30 @@ for kind in speaking silent; do chrt -f 1 bash /run/stranger.sh $kind >/run/$kin
 fn strangers(stage: &Stage) -> Telling {
     stage.create(GUEST)?;
     stage.sh(&format!("xl save {GUEST} {SAVED}"))?;
-    stage.sh(STRANGERS)?;
-    restore_paused(stage, GUEST, SAVED)?;
-    stage.sh(&format!("xl unpause {GUEST}"))?;
-    stage.ask(GUEST, "verify")?;
-    let said = stage.sh("for i in $(seq 50); do [ $(cat /run/speaking /run/silent | wc -l) -lt 2 ] || break; sleep 0.2; done; cat /run/speaking /run/silent")?;
-    ensure(said == "speaking: dropped\nsilent: dropped", || format!("the strangers said: {said}"))?;
-    let log = stage.sh("cat /var/log/xen/guest-pvh-128-stubdom-*.log | tr -d '\\r'")?;
-    let drops: Vec<_> = log.lines().filter(|line| line.contains("dropped a connection from")).collect();
-    drops.iter().for_each(|line| stage.say(line));
-    let told = |why| drops.iter().any(|line| line.contains("from 10.81.0.1:") && line.ends_with(why));
-    let both = told("it did not open with the token") && told("it sent no token in time");
-    ensure(drops.len() == 2 && both, || {
-        format!("expected two connections from 10.81.0.1 to be dropped; the stub's log:\n{log}")
-    })?;
-    stage.sh(&format!("xl destroy {GUEST}; rm /etc/xen/stubdom/{GUEST}.conf {SAVED}")).map(drop)
+    for (kind, why) in STRANGERS {
+        stage.sh(&format!("kind={kind}\n{STRANGER}"))?;
+        restore_paused(stage, GUEST, SAVED)?;
+        stage.sh(&format!("xl unpause {GUEST}"))?;
+        stage.ask(GUEST, "verify")?;
+        let said = stage.sh(
+            "for i in $(seq 50); do [ ! -s /run/stranger ] || break; sleep 0.2; done; cat /run/stranger",
+        )?;
+        let log = stage.sh("cat /var/log/xen/guest-pvh-128-stubdom-*.log | tr -d '\\r'")?;
+        let drops: Vec<_> = log.lines().filter(|line| line.contains("dropped a connection from")).collect();
+        drops.iter().for_each(|line| stage.say(line));
+        let is_that = |line: &str| line.contains("from 10.81.0.1:") && line.ends_with(why);
+        ensure(
+            said == format!("{kind}: dropped") && drops.len() == 1 && drops.into_iter().all(is_that),
+            || {
+                format!(
+                    "expected one connection from 10.81.0.1 to be dropped since {why}; the stranger said \"{said}\", the stub\n{log}"
+                )
+            },
+        )?;
+        stage.sh(&format!("xl destroy {GUEST}"))?;
+        stage.expect_alone()?;
+    }
+    stage.sh(&format!("rm /etc/xen/stubdom/{GUEST}.conf {SAVED}")).map(drop)
 }
 
 /// The line of a stub's console with these words, once it is there.
