@@ -20,22 +20,27 @@ use xen_front::types::Domid;
 /// How long a stub may take for a step that was under way when it lost its stubctl.
 const STEP: Duration = Duration::from_secs(20);
 
+/// How often a guardian looks whether the lock is free.
+const LOCK_PERIOD: Duration = Duration::from_millis(20);
+
 /// `stubctl guard`: waits until the stubctl that started it is gone, then puts the guest right.
 pub(crate) fn guard(host: &Host, guest: Domid, parent: u32) -> Result<(), Error> {
     io::copy(&mut io::stdin().lock(), &mut io::sink())?;
     let is_left =
         || Record::read(host, guest).map(|record| record.is_some_and(|record| record.pid == parent));
+    let _undisturbed = host.interrupt.undisturbed();
     // Most often nothing is left, and then the lock would only be in another's way.
-    if !is_left()? {
-        return Ok(());
+    while is_left()? {
+        match Lock::take_now(host, guest) {
+            // The parent that is just dying: Linux may close its end of our input before the lock. Or somebody who puts the
+            // guest right, and so makes an end of what is left.
+            Err(Error::Pair(PairError::InCare(..))) => host.interrupt.wait(&[], LOCK_PERIOD)?,
+            Err(error) => return Err(error),
+            Ok(_lock) if is_left()? => return put_right(host, guest),
+            Ok(_) => return Ok(()),
+        }
     }
-    match Lock::take_now(host, guest) {
-        // Whoever has the guest in care by now has put it right before.
-        Err(Error::Pair(PairError::InCare(..))) => Ok(()),
-        Err(error) => Err(error),
-        Ok(_lock) if is_left()? => put_right(host, guest),
-        Ok(_) => Ok(()),
-    }
+    Ok(())
 }
 
 /// Puts right every guest that a dead stubctl has left. A frame that a stub took out of use by itself tells no more whose it
