@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 /// Longest time for the toolstack's own daemons to clean up behind a failure, and for a stub that nobody pairs to end.
 const PATIENCE: Duration = Duration::from_secs(150);
 
-/// While guests run, Xen's free memory wavers by some pages (20 KiB were seen): its small allocations of many domains share pages. So
-/// the exact measure is taken when none is left; in between, a page lost each time would soon be more than this.
+/// While guests run, Xen's free memory wavers by some pages (20 KiB were seen), since small allocations of many domains share
+/// them. So the exact measure is taken when none is left; in between, a page lost each time would soon be more than this.
 const SLACK_KIB: u64 = 48;
 
 /// Domains, xenstore's nodes, vifs, processes of xl and ours, event channels of dom0, grants that are mapped; a line each.
