@@ -154,8 +154,8 @@ const STUB_ENDS: &str = "stub=$guest-stubdom-$(xl domid $guest--incoming) || exi
      for i in $(seq 300); do xl domid $stub >/dev/null 2>&1 || break; sleep 0.2; done; \
      if xl domid $stub; then echo the stub did not end; exit 1; fi; xl destroy $guest--incoming";
 
-/// The stub comes into being while the stream waits; it goes when stubctl has connected to it.
+/// The stub comes into being while the stream waits; it goes when stubctl has connected to it, by when it may have seen that.
 const SETTLED_DESTROY: &str = "until stub=$(xenstore-read /local/domain/$target/stubdom 2>/dev/null); do sleep 0.1; done; \
-     until [ \"$(xenstore-read /local/domain/$stub/data/status/phase 2>/dev/null)\" = listening ]; do sleep 0.1; done; \
+     until xenstore-read /local/domain/$stub/data/status/phase 2>/dev/null | grep -qx -e listening -e opening; do sleep 0.1; done; \
      ! grep -q tcp /etc/xen/stubdom/$guest.conf || until ss -Htn dport = 8002 | grep -q ESTAB; do sleep 0.1; done; \
      sleep 0.5; xl destroy $stub";
