@@ -17,6 +17,10 @@ const MEET: &str = "\
     [ $place = after ] || for i in $(seq 50); do helper=$(pidof stubctl) && break; sleep 0.1; done
     stub=$(xenstore-read /local/domain/$target/stubdom 2>/dev/null)";
 
+/// When a receiver has failed, the gate may be waiting for a sender that waits for the receiver's last word, or for the end
+/// of the script: ssh would hang up.
+const HANG_UP: &str = "code=$?; [ $code = 0 ] || kill $(pidof nest-gate); exit $code;";
+
 /// A script that receives.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Receiver;
@@ -55,7 +59,7 @@ impl Receiver {
 
     fn write(stage: &Stage, gate: &str, environment: &str) -> Telling<Self> {
         stage.sh(&format!(
-            "printf '%s\\n' '#!/bin/bash' \"{gate} | {environment}xl -v migrate-receive\" >{SCRIPT}; chmod +x {SCRIPT}"
+            "cat >{SCRIPT} <<'END'\n#!/bin/bash\n{gate} | {{ {environment}xl -v migrate-receive; {HANG_UP} }}\nEND\nchmod +x {SCRIPT}"
         ))?;
         Ok(Self)
     }
