@@ -56,6 +56,7 @@ pub const BY_NAME: &[Story] = &[live::HVM, live::TWO_HOSTS];
 pub const SOAKS: &[Soak] = &[
     order::SOAK,
     hostile::SOAK,
+    hostile::ALL_CUTS,
     live::RATES_SOAK,
     live::MATRIX,
     live::MATRIX_TCP,

@@ -38,7 +38,21 @@ pub(super) const CUT: Story = Story {
     proves: "a stream cut before any record or at any byte gives one clear line and an exit code, leaves no domain and no \
              page",
     options: Options::default,
-    tell: cut,
+    tell: |stage| cut(stage, &mut Chance::new(SEED), NR_RANDOM_CUTS, ends),
+};
+
+/// The same before each record, and at more bytes.
+pub(super) const ALL_CUTS: Soak = Soak {
+    name: "cut",
+    proves: "a stream cut before each of its records, and at random bytes, gives one clear line and an exit code, leaves no \
+             domain and no page",
+    options: Options::default,
+    rounds: 20,
+    tell: |stage, chance, rounds| {
+        cut(stage, chance, usize::try_from(rounds).unwrap_or(usize::MAX), |nr_records| {
+            (0..nr_records).collect()
+        })
+    },
 };
 
 const GUEST: &str = "pvh-128";
@@ -163,7 +177,13 @@ fn arrives(stage: &Stage, file: &str, fresh: &Survey, nr_owned: u64) -> Telling<
     Ok(said)
 }
 
-fn cut(stage: &Stage) -> Telling {
+/// Records in the middle are all PAGE_DATA: those at both ends differ, one in the middle stands for the rest.
+fn ends(nr_records: usize) -> Vec<usize> {
+    (0..6).chain([nr_records / 2]).chain(nr_records - 4..nr_records).collect()
+}
+
+/// Cuts before those of so many records that `which` names, at so many random bytes and at some chosen ones.
+fn cut(stage: &Stage, chance: &mut Chance, nr_random: usize, which: fn(usize) -> Vec<usize>) -> Telling {
     prepare(stage)?;
     let free = good_restore(stage, "ring")?;
     let info = stage.sh(&format!("nest-stream info {FILE} | sed 's/.*offset=\\([0-9]*\\) .*/\\1/'"))?;
@@ -172,11 +192,8 @@ fn cut(stage: &Stage) -> Telling {
     let nr_records = records.len();
     let end = records.last().copied().unwrap_or_default();
     ensure(nr_records > 8, || format!("no list of records in {FILE}:\n{info}"))?;
-    // Records in the middle are all PAGE_DATA: the boundaries at both ends differ, one in the middle stands for the rest.
-    let at_records =
-        (0..6).chain([nr_records / 2]).chain(nr_records - 4..nr_records).map(|number| records[number]);
-    let mut chance = Chance::new(SEED);
-    let random: Vec<usize> = (0..NR_RANDOM_CUTS).map(|_| chance.below(end)).collect();
+    let at_records = which(nr_records).into_iter().map(|number| records[number]);
+    let random: Vec<usize> = (0..nr_random).map(|_| chance.below(end)).collect();
     let at_bytes = [1, 24, 41, 1300, 9000, 4_000_001].into_iter().chain(random);
     for offset in at_records.chain(at_bytes) {
         expect_cut(stage, offset, free)?;
