@@ -27,16 +27,16 @@ const NR_PAGES: usize = 0x8000;
 const NR_WHOLE: usize = NR_PAGES / 512;
 
 /// Single pages after that.
-const NR_SINGLE: usize = 30;
+const NR_SINGLE: usize = 20;
 
 /// Sends the same megabytes again and again to the guest's echo, until told to stop; notes each round that came back whole.
 const LOAD: &str = r#"cat >/run/load.sh <<'END'
-head -c 8388608 /dev/urandom >/run/load
+head -c 4194304 /dev/urandom >/run/load
 sum=$(md5sum </run/load)
 while [ ! -e /run/load.stop ]; do
     exec 3<>/dev/tcp/10.80.0.2/7 || { echo "WRONG: no connection"; exit 1; }
     cat /run/load >&3 &
-    back=$(timeout 100 head -c 8388608 <&3 | md5sum)
+    back=$(timeout 100 head -c 4194304 <&3 | md5sum)
     [ "$back" = "$sum" ] || { echo "WRONG: sent $sum, got $back"; exit 1; }
     exec 3>&-
     echo right
@@ -59,7 +59,7 @@ fn network(stage: &Stage) -> Telling {
     await_rounds(stage, 2)?;
     let log = stage.sh("touch /run/load.stop; until tail -n 1 /run/load.log | grep -q '[eG]'; do sleep 0.2; done; cat /run/load.log")?;
     let (nr_right, last) = (log.matches("right").count(), log.lines().next_back().unwrap_or_default());
-    stage.say(format!("{nr_right} rounds of 8 MiB each way came back right"));
+    stage.say(format!("{nr_right} rounds of 4 MiB each way came back right"));
     ensure(last == "done", || format!("the load ended with {last:?} after {nr_right} rounds"))?;
     for (verdicts, nr_frames) in [(&whole, NR_WHOLE), (&single, NR_SINGLE)] {
         stage.say(verdicts.summary());
