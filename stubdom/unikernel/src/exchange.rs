@@ -190,7 +190,8 @@ fn blocked(blocker: &Blocker) -> Reason {
         Blocker::Granted(_) => Reason::Granted,
         Blocker::Type(migration::xen::PageType::Ioreq) => Reason::Ioreq,
         Blocker::Unmappable(Errno::EBUSY) => Reason::NotTheTargets,
-        Blocker::Type(_) | Blocker::Unmappable(_) => Reason::Broken,
+        Blocker::Type(_) | Blocker::Unmappable(Errno::EINVAL) => Reason::Broken,
+        Blocker::Unmappable(_) => Reason::Xen,
         Blocker::LooksPinned => Reason::LooksPinned,
         Blocker::Reserved(role) => match role {
             Role::Store => Reason::Store,

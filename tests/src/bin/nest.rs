@@ -90,7 +90,7 @@ struct MachineArguments {
     /// Counts instructions, so that guest time repeats from run to run; slower.
     #[arg(long, global = true)]
     icount: bool,
-    /// The machine's processors.
+    /// The machine's processors, of the shell's, a script's and a benchmark's; always one with --icount.
     #[arg(long, global = true)]
     cpus: Option<u32>,
     /// More options for Xen's command line.

@@ -183,6 +183,10 @@ fn exchange(stage: &Stage, mfns: &[String]) -> Telling<Verdicts> {
     let names = ["page-table-root", "p2m", "in-use-by-xen", "beside-free", "granted"];
     let nr_named: usize = names.iter().map(|name| verdicts.mfns_refused_as(name).count()).sum();
     stage.say(format!("suspended {}: {}", verdicts.pause(), verdicts.summary()));
+    let nr_p2m = verdicts.mfns_refused_as("p2m").count();
+    ensure(nr_p2m <= 1, || {
+        format!("{nr_p2m} frames are refused as p2m, expected the one root: {}", said.text)
+    })?;
     // Exit code 8: some are refused, by name.
     let code = if nr_named > 0 { 8 } else { 0 };
     ensure(nr_done == nr_offline && nr_done + nr_named == mfns.len() && said.code == code, || {

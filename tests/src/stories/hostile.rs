@@ -68,7 +68,7 @@ const BY_TCP: [&str; 4] = ["garbage", "length-huge", "pfn-at-end", "end-body"];
 
 /// Cuts at bytes that this seed chooses, besides the chosen ones.
 const SEED: u64 = 2;
-const NR_RANDOM_CUTS: usize = 4;
+const NR_RANDOM_CUTS: usize = 6;
 
 /// How the stream offset that is told may lie to the damage's own: before, by what lies in front of it in its field;
 /// behind, by what is read before it shows (a page list, a record that is missed only at END).
@@ -194,7 +194,7 @@ fn cut(stage: &Stage, chance: &mut Chance, nr_random: usize, which: fn(usize) ->
     ensure(nr_records > 8, || format!("no list of records in {FILE}:\n{info}"))?;
     let at_records = which(nr_records).into_iter().map(|number| records[number]);
     let random: Vec<usize> = (0..nr_random).map(|_| chance.below(end)).collect();
-    let at_bytes = [1, 24, 41, 1300, 9000, 4_000_001].into_iter().chain(random);
+    let at_bytes = [1, 11, 24, 39, 41, 47, 1300, 1325, 9000, 4_000_001].into_iter().chain(random);
     for offset in at_records.chain(at_bytes) {
         expect_cut(stage, offset, free)?;
     }

@@ -20,21 +20,17 @@ pub enum Blocker {
     LooksPinned,
 }
 
-/// What Xen leaves at the place of a frame that it has found broken.
-const BROKEN: &str = "it is broken already: Xen has no memory at its place in the guest any more";
-
 impl fmt::Display for Blocker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Reserved(role) => write!(f, "it is {role}"),
             Self::Granted(gref) => write!(f, "it is granted to another domain, by grant {}", gref.raw()),
             Self::Unmappable(Errno::EBUSY) => f.write_str("it belongs to another domain"),
-            Self::Unmappable(Errno::EINVAL) => {
-                f.write_str(BROKEN)
+            Self::Type(PageType::Ioreq) => f.write_str("its writes go to an ioreq server"),
+            Self::Unmappable(Errno::EINVAL) | Self::Type(_) => {
+                f.write_str("it is broken already: Xen has no memory at its place in the guest any more")
             }
             Self::Unmappable(errno) => write!(f, "it cannot be mapped: {errno}"),
-            Self::Type(PageType::Ioreq) => f.write_str("its writes go to an ioreq server"),
-            Self::Type(_) => f.write_str(BROKEN),
             Self::LooksPinned => f.write_str(
                 "the page looks like one that Xen itself writes to (vcpu_info, an event channel array or its control \
                  block)",

@@ -5,7 +5,8 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::io;
 use std::ptr::{self, NonNull};
 
-const PAGE_BYTES: usize = 4096;
+/// Size of a page in bytes, to count with.
+pub(crate) const PAGE_BYTES: usize = 4096;
 const WORDS_OF_A_PAGE: usize = PAGE_BYTES / size_of::<u64>();
 const PROT_READ: c_int = 1;
 

@@ -11,17 +11,14 @@ mod foreign;
 
 use clap::Parser;
 use e2e::error::{Doing, Result};
-use e2e::savefile::{PAGE_BYTES, SaveFile, kind};
-use foreign::Foreign;
+use e2e::savefile::{self, SaveFile, kind};
+use foreign::{Foreign, PAGE_BYTES};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Frames mapped at a time.
 const BATCH: usize = 1024;
-
-/// [`PAGE_BYTES`], to count with.
-const PAGE: usize = 4096;
 
 /// Most differences told one by one.
 const MAX_TOLD: usize = 10;
@@ -125,12 +122,13 @@ impl Pages {
         let first = named.first().and_then(|(_, data)| *data).unwrap_or_default();
         let is_here = (self.offset..self.offset + self.bytes.len() as u64).contains(&first);
         if !is_here {
-            let follow = (first..).step_by(PAGE).zip(named).take_while(|(at, (_, data))| *data == Some(*at));
-            self.bytes = save.bytes(first, follow.count() as u64 * PAGE_BYTES)?;
+            let follow =
+                (first..).step_by(PAGE_BYTES).zip(named).take_while(|(at, (_, data))| *data == Some(*at));
+            self.bytes = save.bytes(first, follow.count() as u64 * savefile::PAGE_BYTES)?;
             self.offset = first;
         }
         let at = usize::try_from(first - self.offset).doing("finding a page among those that were read")?;
-        Ok(&self.bytes[at..at + PAGE])
+        Ok(&self.bytes[at..at + PAGE_BYTES])
     }
 }
 

@@ -19,7 +19,7 @@ const MEET: &str = "\
 
 /// When a receiver has failed, the gate may be waiting for a sender that waits for the receiver's last word, or for the end
 /// of the script: ssh would hang up.
-const HANG_UP: &str = "code=$?; [ $code = 0 ] || kill $(pidof nest-gate); exit $code;";
+const HANG_UP: &str = "code=$?; [ $code = 0 ] || kill $(pidof nest-gate) 2>/dev/null; exit $code;";
 
 /// A script that receives.
 #[derive(Clone, Copy, Debug)]
