@@ -79,6 +79,18 @@ enum Action {
     },
 }
 
+impl Action {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Run { .. } => "run",
+            Self::Story { .. } => "story",
+            Self::Soak { .. } => "soak",
+            Self::Demo => "demo",
+            Self::Bench { .. } => "bench",
+        }
+    }
+}
+
 #[derive(Args)]
 struct MachineArguments {
     /// The machine's memory in MiB.
@@ -124,7 +136,14 @@ fn main() -> ExitCode {
 
 fn act(arguments: Arguments) -> Result<ExitCode> {
     let place = Place::find()?;
-    let options = arguments.machine.into();
+    let options = Options::from(arguments.machine);
+    if let Some(told @ (Action::Story { .. } | Action::Soak { .. } | Action::Demo)) = &arguments.command
+        && options != Options::default()
+    {
+        let expected =
+            "no --mem, --dom0-mem, --icount, --cpus, --xen-args: each story names the machine it wants";
+        return Err(Error::new(format!("`{}`", told.name()), expected));
+    }
     match arguments.command {
         None => machine::interactive(&place, &options).map(|_| ExitCode::SUCCESS),
         Some(Action::Run { timeout, file, args }) => {

@@ -192,6 +192,7 @@ fn cut(stage: &Stage, chance: &mut Chance, nr_random: usize, which: fn(usize) ->
     let nr_records = records.len();
     let end = records.last().copied().unwrap_or_default();
     ensure(nr_records > 8, || format!("no list of records in {FILE}:\n{info}"))?;
+    stage.say(format!("the stream has {nr_records} records"));
     let at_records = which(nr_records).into_iter().map(|number| records[number]);
     let random: Vec<usize> = (0..nr_random).map(|_| chance.below(end)).collect();
     let at_bytes = [1, 11, 24, 39, 41, 47, 1300, 1325, 9000, 4_000_001].into_iter().chain(random);
