@@ -64,11 +64,11 @@ fn deaths(stage: &Stage) -> Telling {
     begin(stage)?;
     let of_superpage = [Death::Stubctl(2), Death::Stubctl(3), Death::Both(2)];
     let calls = (TAKE..=TAKE + 2).map(Death::Superpage);
-    for death in of_superpage.into_iter().chain(calls) {
-        survive(stage, GUEST, &death, OF_SUPERPAGE + 5)?;
+    for (death, number) in of_superpage.into_iter().chain(calls).zip(0..) {
+        survive(stage, GUEST, &death, another(OF_SUPERPAGE + 5, number))?;
     }
-    for call in PAGE_MOVE..=PAGE_MOVE + 1 {
-        survive(stage, GUEST, &Death::Page(call), OF_PAGE + 5)?;
+    for (call, number) in (PAGE_MOVE..=PAGE_MOVE + 1).zip(0..) {
+        survive(stage, GUEST, &Death::Page(call), another(OF_PAGE + 5, number))?;
     }
     end(stage)
 }
@@ -78,9 +78,9 @@ fn all_deaths(stage: &Stage, chance: &mut Chance, rounds: u32) -> Telling {
     let mut nr_deaths = 0;
     for _ in 0..rounds {
         let [superpage, page] = [OF_SUPERPAGE, OF_PAGE].map(|first| first + chance.below(512) as u64);
-        for step in 1..=4 {
-            survive(stage, GUEST, &Death::Stubctl(step), superpage)?;
-            survive(stage, GUEST, &Death::Both(step), superpage)?;
+        for (step, number) in (1..=4).zip((0..).step_by(2)) {
+            survive(stage, GUEST, &Death::Stubctl(step), another(superpage, number))?;
+            survive(stage, GUEST, &Death::Both(step), another(superpage, number + 1))?;
         }
         nr_deaths += 8 + sweep(stage, 0..=NO_MORE, Death::Page, page)?;
         nr_deaths += sweep(stage, 0..=FIRST_CALLS, Death::Superpage, superpage)?;
@@ -92,8 +92,8 @@ fn all_deaths(stage: &Stage, chance: &mut Chance, rounds: u32) -> Telling {
     end(stage)
 }
 
-/// Has the stub die before each of these calls, as long as there are so many; gives how often it died. Each time another page
-/// of the region is taken: one that was exchanged alone may have come to lie beside free memory, and would be refused.
+/// Has the stub die before each of these calls, as long as there are so many; gives how often it died. Each time it is
+/// [`another`] page.
 fn sweep(
     stage: &Stage,
     calls: RangeInclusive<u32>,
@@ -111,8 +111,10 @@ fn sweep(
     Ok(nr_deaths)
 }
 
-/// A page of the same superpage, with some of the guest's own between it and others.
-const fn another(gfn: u64, number: u64) -> u64 {
+/// A page of the same superpage, with some of the guest's own between it and others. One that was exchanged alone, because a
+/// page beside it must stay where it is, may have come to lie beside free memory, and would be refused: each death takes its
+/// own.
+pub(super) const fn another(gfn: u64, number: u64) -> u64 {
     gfn / 512 * 512 + (gfn + 8 * number) % 512
 }
 

@@ -1,6 +1,6 @@
 //! Frames of a guest with a device model.
 
-use super::deaths::{Death, survive};
+use super::deaths::{Death, another, survive};
 use super::refusals::expect_refusal;
 use super::state::{State, limits};
 use super::{bring_back, expect_offline, save_and_restore, some};
@@ -57,7 +57,7 @@ fn frames_of_an_hvm_guest(stage: &Stage) -> Telling {
     let split = some(stage, GUEST, &frames.take(NR_FRAMES, NR_PAGES), "--split")?;
     let single = by_a_new_stub(stage)?;
     survive(stage, GUEST, &Death::Stubctl(2), UNDER_A_DEATH)?;
-    survive(stage, GUEST, &Death::Both(3), UNDER_A_DEATH)?;
+    survive(stage, GUEST, &Death::Both(3), another(UNDER_A_DEATH, 1))?;
     stage.ask(GUEST, "ticking")?;
     stage.ask(GUEST, "verify")?;
     let after = limits(stage, GUEST, "")?;
