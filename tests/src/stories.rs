@@ -33,7 +33,8 @@ pub const ALL: &[Story] = &[
     hostile::DAMAGED,
     hostile::CUT,
     live::PVH,
-    live::NET,
+    live::HVM,
+    live::TWO_HOSTS,
     live::FAILURES,
     restore::TRANSPORTS,
     network::NETWORK,
@@ -49,9 +50,6 @@ pub const ALL: &[Story] = &[
     restore::ONE_GIB,
 ];
 
-/// Told only by name: not seen to pass on the nest so far, or too long for every run of `scripts/test`.
-pub const BY_NAME: &[Story] = &[live::HVM, live::TWO_HOSTS];
-
 /// The long ones, for `scripts/soak`.
 pub const SOAKS: &[Soak] = &[
     order::SOAK,
@@ -62,6 +60,7 @@ pub const SOAKS: &[Soak] = &[
     live::MATRIX_TCP,
     live::SOAK,
     live::DOWNTIME,
+    live::STOCK_HOST,
     live::BACK_AND_FORTH,
     live::EIGHT,
     exchange::SOAK_PVH,

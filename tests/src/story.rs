@@ -5,7 +5,7 @@
 
 use crate::dom0::Outcome;
 use crate::error::{Error, Result};
-use crate::machine::{Machine, Options};
+use crate::machine::{Machine, Options, Seat};
 use crate::place::Place;
 use crate::tool;
 use std::cell::RefCell;
@@ -317,16 +317,29 @@ pub fn nr_lanes() -> usize {
 /// There is no place for a lane.
 pub fn tell_all(place: &Place, stories: &[Story], nr_lanes: usize) -> Result<Vec<(&'static str, Verdict)>> {
     let places = (0..nr_lanes).map(|lane| place.in_lane(lane)).collect::<Result<Vec<_>>>()?;
-    let waiting = Mutex::new(by_machine(stories).into_iter());
     let told = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for place in &places[..nr_lanes.min(stories.len())] {
-            scope.spawn(|| tell_in_lane(place, nr_lanes > 1, &waiting, &told));
-        }
-    });
+    // Two machines that are joined take both processors.
+    let (joined, alone): (Vec<_>, Vec<_>) =
+        by_machine(stories).into_iter().partition(|(_, options)| options.seat != Seat::Alone);
+    tell_in_lanes(&places[..nr_lanes.min(1)], joined, &told);
+    tell_in_lanes(&places[..nr_lanes.min(alone.len())], alone, &told);
     let mut told = told.into_inner().unwrap_or_else(PoisonError::into_inner);
     told.sort_by_key(|(name, _)| stories.iter().position(|story| story.name == *name));
     Ok(told)
+}
+
+/// Tells stories in these lanes until none is left.
+fn tell_in_lanes(
+    places: &[Place],
+    stories: Vec<(&Story, Options)>,
+    told: &Mutex<Vec<(&'static str, Verdict)>>,
+) {
+    let waiting = Mutex::new(stories.into_iter());
+    thread::scope(|scope| {
+        for place in places {
+            scope.spawn(|| tell_in_lane(place, places.len() > 1, &waiting, told));
+        }
+    });
 }
 
 /// How often a story is told while guests fall with the machine below them.

@@ -155,7 +155,7 @@ fn act(arguments: Arguments) -> Result<ExitCode> {
             Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
         }
         Some(Action::Story { list: true, .. }) => {
-            every_story().for_each(|story| println!("{:24} {}", story.name, story.proves));
+            stories::ALL.iter().for_each(|story| println!("{:24} {}", story.name, story.proves));
             Ok(ExitCode::SUCCESS)
         }
         Some(Action::Soak { list: true, .. }) => {
@@ -184,13 +184,9 @@ fn soak(place: &Place, name: &str, seed: Option<u64>, rounds: Option<u32>) -> Re
     Ok(if verdict == Verdict::Success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn every_story() -> impl Iterator<Item = &'static Story> {
-    stories::ALL.iter().chain(stories::BY_NAME)
-}
-
 /// Tells the named stories, or all of them, and counts how they ended.
 fn tell(place: &Place, names: &[String]) -> Result<ExitCode> {
-    if let Some(unknown) = names.iter().find(|name| !every_story().any(|story| story.name == **name)) {
+    if let Some(unknown) = names.iter().find(|name| !stories::ALL.iter().any(|story| story.name == **name)) {
         return Err(Error::new(
             format!("looking for story {unknown}"),
             "none of that name; see `story --list`",
@@ -199,7 +195,7 @@ fn tell(place: &Place, names: &[String]) -> Result<ExitCode> {
     let chosen = |story: &&Story| names.iter().any(|name| name == story.name);
     let told: Vec<Story> = match names {
         [] => stories::ALL.to_vec(),
-        _ => every_story().filter(chosen).copied().collect(),
+        _ => stories::ALL.iter().filter(chosen).copied().collect(),
     };
     let nr_lanes = if names.is_empty() { story::nr_lanes() } else { 1 };
     let verdicts = story::tell_all(place, &told, nr_lanes)?;

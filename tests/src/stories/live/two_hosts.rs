@@ -1,10 +1,11 @@
 //! From one host to another: two machines, joined by a network that is also the guests'.
 
 use super::super::restore::expect_superpages;
+use super::BUSY;
 use super::cases::{CASES, Case, End};
 use super::exchange::Exchange;
 use super::failures::{TRANSPORTS, configure, configure_for, lives, told, undo};
-use super::receiver::{Migration, Receiver, Source, with_new_guest};
+use super::receiver::{Migration, Receiver, Source};
 use super::traces::Traces;
 use crate::machine::{Options, Seat};
 use crate::soak::{Chance, Soak};
@@ -15,10 +16,20 @@ use crate::tool;
 /// From a host that knows nothing of stubs to one that has them.
 pub(in crate::stories) const TWO_HOSTS: Story = Story {
     name: "live-two-hosts",
+    proves: "a busy PVH guest migrates live from a stock host to another host, through the stub there: several passes, every \
+             byte, its superpages, and its TCP connection with the first host",
+    options,
+    tell: |stage| from_a_stock_host(stage, &GUESTS[..1], 1),
+};
+
+/// The same with an HVM guest too.
+pub(in crate::stories) const STOCK_HOST: Soak = Soak {
+    name: "live-stock-host",
     proves: "busy guests, PVH and HVM with a device model, migrate live from a stock host to another host, through the stub \
              there: several passes, every byte, their superpages, and their TCP connection with the first host",
     options,
-    tell: from_a_stock_host,
+    rounds: 1,
+    tell: |stage, _, rounds| from_a_stock_host(stage, &GUESTS, rounds),
 };
 
 /// Back and forth between two hosts, with failures in between.
@@ -27,7 +38,7 @@ pub(in crate::stories) const BACK_AND_FORTH: Soak = Soak {
     proves: "a busy guest that migrates back and forth between two hosts, with failures chosen at random in between, never \
              has a wrong byte, keeps its TCP connection, and every page comes back on both hosts",
     options,
-    rounds: 10,
+    rounds: 50,
     tell: back_and_forth,
 };
 
@@ -35,7 +46,10 @@ pub(in crate::stories) const BACK_AND_FORTH: Soak = Soak {
 const GUESTS: [(&str, &str); 2] = [("pvh-net", "10.80.0.2"), ("hvm-net", "10.80.0.4")];
 
 /// Pages that a guest writes in a second.
-const RATE: u64 = 1024;
+const RATE: u64 = BUSY;
+
+/// Pages a second on the way back and forth; the network takes some 1,500.
+const RATES: [u64; 5] = [0, 16, 64, 256, 1024];
 
 /// Where a host waits for a migration.
 const PORT: u16 = 8003;
@@ -47,18 +61,34 @@ fn options() -> Options {
     Options { mem_mib: 4096, dom0_mib: 2048, seat: Seat::First, ..Options::default() }
 }
 
-fn from_a_stock_host(stage: &Stage) -> Telling {
+fn from_a_stock_host(stage: &Stage, guests: &[(&str, &str)], rounds: u32) -> Telling {
     let second = stage.machine.boot_second(stage.place, &options())?;
     let second = Stage::on(&second, stage.place);
     let hosts = join(stage, &second)?;
-    let fresh = GUESTS.map(|(guest, _)| fresh(stage, guest));
-    make_stock(stage)?;
-    for ((guest, address), fresh) in GUESTS.into_iter().zip(fresh) {
-        let fresh = fresh?;
-        with_new_guest(stage, guest, || migrates(&hosts, guest, address, &fresh))?;
+    for _ in 0..rounds {
+        let mut fresh = Vec::new();
+        for &(guest, address) in guests {
+            stage.create(guest)?;
+            fresh.push((guest, address, Survey::take(stage, guest)?));
+            stage.sh(&format!("xl pause {guest}"))?; // until it is its turn: they share a processor
+        }
+        stage.sh(MAKE_STOCK)?;
+        for (guest, address, fresh) in fresh {
+            migrates(&hosts, guest, address, &fresh)?;
+        }
+        stage.expect_alone()?;
+        stage.sh(MAKE_OURS)?;
     }
     Ok(())
 }
+
+/// Takes all that is ours off a host but the example guests.
+const MAKE_STOCK: &str = "mkdir -p /run/ours/etc; mv /usr/sbin/stubctl /usr/lib/xen-stubdom /run/ours
+    cd /etc/xen/stubdom; for file in *; do [ $file = guests ] || mv $file /run/ours/etc; done";
+
+/// Puts it back.
+const MAKE_OURS: &str =
+    "cd /run/ours; mv stubctl /usr/sbin; mv xen-stubdom /usr/lib; mv etc/* /etc/xen/stubdom";
 
 /// One of the two.
 #[derive(Clone, Copy, Debug)]
@@ -79,25 +109,9 @@ fn join<'a>(first: &'a Stage<'a>, second: &'a Stage<'a>) -> Telling<[Host<'a>; 2
     Ok(hosts)
 }
 
-/// What a guest looks like when fresh; another one of its kind is to migrate.
-fn fresh(stage: &Stage, guest: &str) -> Telling<Survey> {
-    stage.create(guest)?;
-    let fresh = Survey::take(stage, guest)?;
-    stage.sh(&format!("xl destroy {guest}"))?;
-    stage.expect_alone()?;
-    Ok(fresh)
-}
-
-/// Takes all that is ours off a host but the example guests.
-fn make_stock(stage: &Stage) -> Telling {
-    stage
-        .sh("rm -r /usr/sbin/stubctl /usr/lib/xen-stubdom
-         find /etc/xen/stubdom -mindepth 1 -maxdepth 1 ! -name guests -exec rm -r {} +")
-        .map(drop)
-}
-
 fn migrates(hosts: &[Host<'_>; 2], guest: &str, address: &str, fresh: &Survey) -> Telling {
     let [Host { stage: from, .. }, to] = hosts;
+    from.sh(&format!("xl unpause {guest}"))?;
     let exchange = Exchange::start(from, address)?;
     from.ask(guest, &format!("rate {RATE}"))?;
     let migration = send(from, to, guest, Receiver::through_stub(to.stage)?)?;
@@ -106,7 +120,6 @@ fn migrates(hosts: &[Host<'_>; 2], guest: &str, address: &str, fresh: &Survey) -
     for line in migration.text.lines().filter(|line| line.contains("stubctl: info")) {
         from.say(line);
     }
-    from.expect_alone()?;
     expect_superpages(to.stage, fresh, &Survey::take(to.stage, guest)?)?;
     lives(to.stage, guest)?;
     from.say(exchange.finish(from)?);
@@ -153,6 +166,7 @@ fn back_and_forth(stage: &Stage, chance: &mut Chance, rounds: u32) -> Telling {
     let free_kib = rehearse(&mut hosts, guest)?;
     hosts[0].stage.create(guest)?;
     let exchange = Exchange::start(stage, address)?;
+    let mut nr_broken = 0;
     for round in 1..=rounds {
         let [from, to] = hosts;
         let transport = TRANSPORTS[chance.below(TRANSPORTS.len())];
@@ -160,10 +174,12 @@ fn back_and_forth(stage: &Stage, chance: &mut Chance, rounds: u32) -> Telling {
             "round {round} of {rounds}: from {} to {} by {transport}",
             from.address, to.address
         ));
-        from.stage.ask(guest, &format!("rate {}", [0, 64, 256, 1024, 4096][chance.below(5)]))?;
-        if let Some(case) = chance.pick(&cases) {
+        from.stage.ask(guest, &format!("rate {}", RATES[chance.below(RATES.len())]))?;
+        // Every other migration, by chance, is broken before.
+        if let Some(case) = chance.pick(&cases).filter(|_| chance.below(2) == 0) {
             configure_for(to.stage, guest, case, transport)?;
             break_one(&hosts, guest, case)?;
+            nr_broken += 1;
             if case.end == End::Moves {
                 hosts.reverse();
                 continue;
@@ -172,6 +188,7 @@ fn back_and_forth(stage: &Stage, chance: &mut Chance, rounds: u32) -> Telling {
         succeeds(&mut hosts, guest, transport)?;
     }
     stage.say(exchange.finish(stage)?);
+    stage.say(format!("{rounds} migrations, {nr_broken} broken before: every byte right"));
     hosts[0].stage.sh(&format!("xl destroy {guest}"))?;
     expect_all_back(&hosts, free_kib)
 }
