@@ -7,7 +7,9 @@
 //! For scale, a Linux guest takes the same bytes by netcat and throws them away: what a network alone costs here.
 //!
 //! Where instructions are counted (`--icount`) time is a number of instructions, and the figures repeat from run to run.
-//! There is one CPU then, on which dom0's own clocks go on while another domain runs: dom0 is told as a whole, by Xen's count.
+//!
+//! On a single CPU dom0's own clocks go on while another domain runs: dom0 is told as a whole there, by Xen's count, and by
+//! stage with `--cpus 2`.
 
 mod round;
 mod table;
@@ -105,6 +107,8 @@ struct Measured {
     file_bytes: u64,
     /// Whether time is a number of instructions.
     icount: bool,
+    /// CPUs of the machine.
+    nr_cpus: u32,
     /// The stock helper's first.
     series: Vec<Series>,
 }
@@ -155,7 +159,8 @@ fn measure(stage: &Stage, guest: &str, plan: &Plan) -> Telling<Measured> {
         series.push(Series { name: "netcat to Linux", rounds: netcat(stage, &file, plan.nr_rounds)? });
     }
     stage.sh(&format!("rm {file} /etc/xen/stubdom/{guest}.conf"))?;
-    Ok(Measured { guest: guest.to_owned(), file_bytes, icount: false, series })
+    let nr_cpus = parse(&stage.sh("xl info nr_cpus")?)?;
+    Ok(Measured { guest: guest.to_owned(), file_bytes, icount: false, nr_cpus, series })
 }
 
 /// One restore, timed in dom0; the guest stays paused and goes again.

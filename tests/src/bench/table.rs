@@ -51,7 +51,7 @@ pub(super) fn draw(measured: &Measured) -> String {
         if measured.icount { ("instructions", INSTRUCTION_NS) } else { ("ns of processor time", 1.0) };
     line(&mut text, &format!("*{unit} a page*"), measured.series.iter().map(|_| String::new()));
     let scale = 1e9 / nanoseconds / pages(measured.file_bytes);
-    let of_dom0 = if measured.icount { &[] } else { DOM0_STAGES };
+    let of_dom0 = if measured.nr_cpus < 2 { &[] } else { DOM0_STAGES };
     for (name, take) in of_dom0.iter().chain(STAGES) {
         row(&mut text, measured, name, 0, |series| Some(of(series, take)? * scale));
     }
@@ -110,6 +110,7 @@ mod tests {
             guest: "g".into(),
             file_bytes: 4096 * 25600,
             icount: false,
+            nr_cpus: 2,
             series: vec![
                 Series { name: "stock", rounds: vec![stock] },
                 Series { name: "stub, ring", rounds: vec![ring] },
@@ -139,7 +140,7 @@ g, a file of 100 MiB, medians of 1 rounds:
 | all | 121094 | 62500 |
 ";
         assert_eq!(draw(&measured), expected);
-        let counted = draw(&Measured { icount: true, ..measured });
+        let counted = draw(&Measured { icount: true, nr_cpus: 1, ..measured });
         assert!(counted.contains("*instructions a page*") && counted.contains("| all | 60547 | 31250 |"));
         assert!(!counted.contains("relay"), "dom0's own clocks go on while a stub runs");
     }
