@@ -121,12 +121,18 @@ impl<'a> Stage<'a> {
 }
 
 impl Stage<'_> {
-    /// Runs a script in dom0, whatever its exit code.
+    /// Runs a script in dom0, whatever its exit code. With `NEST_TIMES` in the environment a story tells how long each took.
     ///
     /// # Errors
     /// It did not end in five minutes (or as many times as long as the machine is slower), or the nest died.
     pub fn run(&self, script: &str) -> Telling<Outcome> {
-        Ok(self.machine.dom0.run(script, SCRIPT_LIMIT * self.slower)?)
+        let began = Instant::now();
+        let outcome = self.machine.dom0.run(script, SCRIPT_LIMIT * self.slower)?;
+        if std::env::var_os("NEST_TIMES").is_some() {
+            let first: String = script.replace('\n', " ").chars().take(100).collect();
+            self.say(format!("{:7.1} s: {first}", began.elapsed().as_secs_f32()));
+        }
+        Ok(outcome)
     }
 
     /// Runs a script in dom0 that must succeed; gives its output.
