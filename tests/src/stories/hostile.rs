@@ -20,7 +20,7 @@ pub(super) const DAMAGED: Story = Story {
 
 /// The story tells of each kind of damage whose number is a multiple of this, the soak of all: they are alike in what they
 /// ask of the nest, and the unit tests have each of them.
-const NR_KINDS_A_TALE: usize = 7;
+const NR_KINDS_A_TALE: usize = 10;
 
 /// All of them.
 pub(super) const SOAK: Soak = Soak {
@@ -64,11 +64,11 @@ const CONF: &str = "/etc/xen/stubdom/pvh-128.conf";
 const NR_BETWEEN: usize = 8;
 
 /// Damages by TCP: the most can go wrong between relay and stub where a length is wrong.
-const BY_TCP: [&str; 4] = ["garbage", "length-huge", "pfn-at-end", "end-body"];
+const BY_TCP: [&str; 2] = ["length-huge", "end-body"];
 
 /// Cuts at bytes that this seed chooses, besides the chosen ones.
 const SEED: u64 = 2;
-const NR_RANDOM_CUTS: usize = 2;
+const NR_RANDOM_CUTS: usize = 1;
 
 /// How the stream offset that is told may lie to the damage's own: before, by what lies in front of it in its field;
 /// behind, by what is read before it shows (a page list, a record that is missed only at END).
@@ -179,7 +179,7 @@ fn arrives(stage: &Stage, file: &str, fresh: &Survey, nr_owned: u64) -> Telling<
 
 /// Records in the middle are all PAGE_DATA: those at both ends differ, one in the middle stands for the rest.
 fn ends(nr_records: usize) -> Vec<usize> {
-    (0..6).chain([nr_records / 2]).chain(nr_records - 3..nr_records).collect()
+    (0..4).chain([nr_records / 2]).chain(nr_records - 2..nr_records).collect()
 }
 
 /// Cuts before those of so many records that `which` names, at so many random bytes and at some chosen ones.
@@ -195,12 +195,12 @@ fn cut(stage: &Stage, chance: &mut Chance, nr_random: usize, which: fn(usize) ->
     stage.say(format!("the stream has {nr_records} records"));
     let at_records = which(nr_records).into_iter().map(|number| records[number]);
     let random: Vec<usize> = (0..nr_random).map(|_| chance.below(end)).collect();
-    let at_bytes = [1, 24, 41, 1300, 4_000_001].into_iter().chain(random);
+    let at_bytes = [1, 41, 1300, 4_000_001].into_iter().chain(random);
     for offset in at_records.chain(at_bytes) {
         expect_cut(stage, offset, free)?;
     }
     let free = good_restore(stage, "tcp")?;
-    for offset in [39, records[nr_records / 2], end] {
+    for offset in [records[nr_records / 2], end] {
         expect_cut(stage, offset, free)?;
     }
     good_restore(stage, "tcp")?;
