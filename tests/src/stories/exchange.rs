@@ -113,8 +113,8 @@ fn soak(stage: &Stage, guest: &str, chance: &mut Chance, rounds: u32) -> Telling
 }
 
 /// Saves a guest whose frames were exchanged and restores it with stock xl; its witness finds every byte.
-fn save_and_restore(stage: &Stage, guest: &str) -> Telling {
-    let file = format!("/var/lib/xen/save/{guest}-exchanged");
+pub(super) fn save_and_restore(stage: &Stage, guest: &str) -> Telling {
+    let file = format!("/var/lib/xen/save/{guest}-again");
     stage.sh(&format!("xl save {guest} {file} && xl restore {file} && rm {file}"))?;
     stage.ask(guest, "verify").map(drop)
 }

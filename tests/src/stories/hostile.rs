@@ -15,7 +15,7 @@ pub(super) const DAMAGED: Story = Story {
     proves: "damage to the stream gives one clear line and an exit code, leaves no domain and no page; the next restore \
              succeeds; what only looks damaged arrives whole",
     options: Options::default,
-    tell: |stage| damaged(stage, NR_KINDS_A_TALE),
+    tell: |stage| damaged(stage, NR_KINDS_A_TALE, 2),
 };
 
 /// The story tells of each kind of damage whose number is a multiple of this, the soak of all: they are alike in what they
@@ -29,7 +29,7 @@ pub(super) const SOAK: Soak = Soak {
              restore succeeds; what only looks damaged (version 2, parameters first, VERIFY) arrives whole",
     options: Options::default,
     rounds: 1,
-    tell: |stage, _, rounds| (0..rounds).try_for_each(|_| damaged(stage, 1)),
+    tell: |stage, _, rounds| (0..rounds).try_for_each(|_| damaged(stage, 1, 1)),
 };
 
 /// The stream ends early.
@@ -38,7 +38,9 @@ pub(super) const CUT: Story = Story {
     proves: "a stream cut before any record or at any byte gives one clear line and an exit code, leaves no domain and no \
              page",
     options: Options::default,
-    tell: |stage| cut(stage, &mut Chance::new(SEED), NR_RANDOM_CUTS, ends),
+    tell: |stage| {
+        cut(stage, &mut Chance::new(SEED), &Cuts { records: ends, nr_random: NR_RANDOM_CUTS, step: 2 })
+    },
 };
 
 /// The same before each record, and at more bytes.
@@ -49,9 +51,8 @@ pub(super) const ALL_CUTS: Soak = Soak {
     options: Options::default,
     rounds: 20,
     tell: |stage, chance, rounds| {
-        cut(stage, chance, usize::try_from(rounds).unwrap_or(usize::MAX), |nr_records| {
-            (0..nr_records).collect()
-        })
+        let nr_random = usize::try_from(rounds).unwrap_or(usize::MAX);
+        cut(stage, chance, &Cuts { records: |nr_records| (0..nr_records).collect(), nr_random, step: 1 })
     },
 };
 
@@ -64,7 +65,7 @@ const CONF: &str = "/etc/xen/stubdom/pvh-128.conf";
 const NR_BETWEEN: usize = 8;
 
 /// Damages by TCP: the most can go wrong between relay and stub where a length is wrong.
-const BY_TCP: [&str; 2] = ["length-huge", "end-body"];
+const BY_TCP: [&str; 4] = ["garbage", "length-huge", "pfn-at-end", "end-body"];
 
 /// Cuts at bytes that this seed chooses, besides the chosen ones.
 const SEED: u64 = 2;
@@ -93,7 +94,8 @@ fn good_restore(stage: &Stage, transport: &str) -> Telling<u64> {
     stage.settled_free_kib()
 }
 
-fn damaged(stage: &Stage, step: usize) -> Telling {
+/// One of `step` kinds, and one of `step_by_tcp` of those by TCP.
+fn damaged(stage: &Stage, step: usize, step_by_tcp: usize) -> Telling {
     let fresh = prepare(stage)?;
     let free = good_restore(stage, "ring")?;
     let names = stage.sh("nest-stream damages")?;
@@ -108,7 +110,7 @@ fn damaged(stage: &Stage, step: usize) -> Telling {
         }
     }
     let free = good_restore(stage, "tcp")?;
-    for (name, told) in DAMAGES.iter().filter(|(name, _)| BY_TCP.contains(name)) {
+    for (name, told) in DAMAGES.iter().filter(|(name, _)| BY_TCP.contains(name)).step_by(step_by_tcp) {
         damage(stage, name, *told, free, &fresh)?;
     }
     good_restore(stage, "tcp")?;
@@ -182,8 +184,17 @@ fn ends(nr_records: usize) -> Vec<usize> {
     (0..4).chain([nr_records / 2]).chain(nr_records - 2..nr_records).collect()
 }
 
-/// Cuts before those of so many records that `which` names, at so many random bytes and at some chosen ones.
-fn cut(stage: &Stage, chance: &mut Chance, nr_random: usize, which: fn(usize) -> Vec<usize>) -> Telling {
+/// Where a stream is cut.
+struct Cuts {
+    /// Before which of so many records.
+    records: fn(usize) -> Vec<usize>,
+    /// At how many random bytes.
+    nr_random: usize,
+    /// At one of so many chosen places.
+    step: usize,
+}
+
+fn cut(stage: &Stage, chance: &mut Chance, cuts: &Cuts) -> Telling {
     prepare(stage)?;
     let free = good_restore(stage, "ring")?;
     let info = stage.sh(&format!("nest-stream info {FILE} | sed 's/.*offset=\\([0-9]*\\) .*/\\1/'"))?;
@@ -193,14 +204,15 @@ fn cut(stage: &Stage, chance: &mut Chance, nr_random: usize, which: fn(usize) ->
     let end = records.last().copied().unwrap_or_default();
     ensure(nr_records > 8, || format!("no list of records in {FILE}:\n{info}"))?;
     stage.say(format!("the stream has {nr_records} records"));
-    let at_records = which(nr_records).into_iter().map(|number| records[number]);
-    let random: Vec<usize> = (0..nr_random).map(|_| chance.below(end)).collect();
-    let at_bytes = [1, 41, 1300, 4_000_001].into_iter().chain(random);
+    let at_records = (cuts.records)(nr_records).into_iter().map(|number| records[number]);
+    let random: Vec<usize> = (0..cuts.nr_random).map(|_| chance.below(end)).collect();
+    let chosen = [1, 11, 24, 39, 41, 47, 1300, 1325, 9000, 4_000_001];
+    let at_bytes = chosen.into_iter().step_by(cuts.step).chain(random);
     for offset in at_records.chain(at_bytes) {
         expect_cut(stage, offset, free)?;
     }
     let free = good_restore(stage, "tcp")?;
-    for offset in [records[nr_records / 2], end] {
+    for offset in [records[nr_records / 2], 39, end, 4_000_001].into_iter().step_by(cuts.step) {
         expect_cut(stage, offset, free)?;
     }
     good_restore(stage, "tcp")?;

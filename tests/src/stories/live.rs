@@ -12,6 +12,7 @@ mod traces;
 mod two_hosts;
 mod watched;
 
+use super::exchange::save_and_restore;
 use super::restore::expect_superpages;
 use crate::machine::Options;
 use crate::soak::Soak;
@@ -43,7 +44,11 @@ pub(super) const HVM: Story = Story {
              passes, every byte, its superpages, the device model's state untouched, the same picture on its screen, its \
              serial port at work, its TCP connection alive",
     options: Options::default,
-    tell: |stage| device_model_moves(stage, &[BUSY]),
+    tell: |stage| {
+        device_model_moves(stage, &[BUSY])?;
+        stage.sh(&format!("xl destroy {HVM_GUEST}"))?;
+        stage.expect_alone()
+    },
 };
 
 /// Both at several rates.
@@ -51,13 +56,16 @@ pub(super) const RATES_SOAK: Soak = Soak {
     name: "live-rates",
     proves: "PVH and HVM guests that keep writing their memory, at several rates, migrate live to their own host through the \
              stub: several passes where there is something to send again, every byte, their superpages, screen and TCP \
-             connection",
+             connection; stock xl saves and restores the HVM guest after",
     options: Options::default,
     rounds: 1,
     tell: |stage, _, rounds| {
         (0..rounds).try_for_each(|_| {
             busy_guest_moves(stage, &RATES)?;
-            device_model_moves(stage, &RATES)
+            device_model_moves(stage, &RATES)?;
+            save_and_restore(stage, HVM_GUEST)?;
+            stage.sh(&format!("xl destroy {HVM_GUEST}"))?;
+            stage.expect_alone()
         })
     },
 };
@@ -89,8 +97,11 @@ fn busy_guest_moves(stage: &Stage, rates: &[u64]) -> Telling {
     stage.expect_alone()
 }
 
+const HVM_GUEST: &str = "hvm-net";
+
+/// The guest is there afterwards.
 fn device_model_moves(stage: &Stage, rates: &[u64]) -> Telling {
-    let guest = "hvm-net";
+    let guest = HVM_GUEST;
     stage.create(guest)?;
     let fresh = Survey::take(stage, guest)?;
     screen::dump(stage, guest, "before")?;
@@ -103,9 +114,7 @@ fn device_model_moves(stage: &Stage, rates: &[u64]) -> Telling {
     stage.say(exchange.finish(stage)?);
     screen::dump(stage, guest, "after")?;
     screen::expect_same(stage, "before", "after")?;
-    screen::expect_serial(stage, guest)?;
-    stage.sh(&format!("xl destroy {guest}"))?;
-    stage.expect_alone()
+    screen::expect_serial(stage, guest)
 }
 
 /// Migrates a guest whose witness writes `rate` pages a second.
