@@ -49,6 +49,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("target/release/nest-tight", "usr/bin/nest-tight"),
     ("target/release/nest-hypercalls", "usr/bin/nest-hypercalls"),
     ("target/release/nest-cpu", "usr/bin/nest-cpu"),
+    ("target/release/nest-timer", "usr/bin/nest-timer"),
     ("target/release/stubctl", "usr/sbin/stubctl"),
     ("target/stub/stubdom", "usr/lib/xen-stubdom/stubdom"),
     ("target/release/examples/bring_up", "usr/lib/xen-stubdom/bring_up"),

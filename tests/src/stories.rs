@@ -25,6 +25,7 @@ pub const ALL: &[Story] = &[
     restore::HVM_256,
     restore::PVH_1024,
     restore::HVM_1024,
+    restore::ONE_GIB,
     order::ANY_ORDER,
     release::TEN_ROUNDS,
     release::TWO_AT_ONCE,
@@ -47,7 +48,6 @@ pub const ALL: &[Story] = &[
     exchange::WATCH,
     exchange::SCARCE,
     exchange_pv::EXCHANGE_PV,
-    restore::ONE_GIB,
 ];
 
 /// The long ones, for `scripts/soak`.

@@ -5,8 +5,9 @@
 
 use crate::dom0::Outcome;
 use crate::error::{Error, Result};
-use crate::machine::{Machine, Options, Seat};
+use crate::machine::{Machine, Options};
 use crate::place::Place;
+use crate::survey::Survey;
 use crate::tool;
 use std::cell::RefCell;
 use std::fmt;
@@ -19,6 +20,9 @@ const SCRIPT_LIMIT: Duration = Duration::from_secs(300);
 
 /// Longest time for Xen to take back a destroyed guest's memory.
 const RELEASE_LIMIT: Duration = Duration::from_secs(20);
+
+/// Where the files are that stories share.
+const KEPT: &str = "/var/lib/xen/kept";
 
 /// What makes libxl restore through the stub, in front of an `xl` command.
 pub const THROUGH_STUB: &str = "LIBXL_SAVE_HELPER=/usr/sbin/stubctl ";
@@ -165,11 +169,29 @@ impl Stage<'_> {
     /// The guest did not start.
     pub fn create_with(&self, guest: &str, settings: &str) -> Telling {
         // The log of a guest that had this name before says "ready" too, and xenconsoled appends to it.
+        let prepare = if guest.starts_with("pvh-") { "nest-timer $domid" } else { ":" };
         self.sh(&format!(
             "rm -f /var/log/xen/guest-{guest}.log /var/log/xen/guest-{guest}--incoming.log
-             xl create -q /etc/xen/stubdom/guests/{guest}.cfg {settings} && ask-witness {guest} ready"
+             xl create -p -q /etc/xen/stubdom/guests/{guest}.cfg {settings} && domid=$(xl domid {guest}) && {prepare} &&
+             xl unpause $domid && ask-witness {guest} ready"
         ))?;
         Ok(())
+    }
+
+    /// A file that stock xl has saved of an example guest fresh from its start. The first story that wants it on this machine
+    /// makes it; all of them only read it.
+    ///
+    /// # Errors
+    /// The guest did not start, or xl fails.
+    pub fn saved(&self, guest: &str) -> Telling<Saved> {
+        let (file, map) = (format!("{KEPT}/{guest}"), format!("{KEPT}/{guest}.map"));
+        if self.run(&format!("test -e {file}"))?.code != 0 {
+            self.create(guest)?;
+            self.sh(&format!(
+                "mkdir -p {KEPT}; stubctl map --json {guest} >{map} && xl save {guest} {KEPT}/new && mv {KEPT}/new {file}"
+            ))?;
+        }
+        Ok(Saved { file, fresh: Survey::parse(&self.sh(&format!("cat {map}"))?)? })
     }
 
     /// Destroys every domain but dom0; one that goes by itself meanwhile (a stub whose target is destroyed) is no error.
@@ -267,6 +289,15 @@ impl Stage<'_> {
     }
 }
 
+/// A guest's file, and its map when it was fresh.
+#[derive(Clone, Debug)]
+pub struct Saved {
+    /// Where the file is in dom0.
+    pub file: String,
+    /// The guest's map before it was saved.
+    pub fresh: Survey,
+}
+
 /// What a witness answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer(String);
@@ -322,30 +353,17 @@ pub fn nr_lanes() -> usize {
 /// # Errors
 /// There is no place for a lane.
 pub fn tell_all(place: &Place, stories: &[Story], nr_lanes: usize) -> Result<Vec<(&'static str, Verdict)>> {
-    let places = (0..nr_lanes).map(|lane| place.in_lane(lane)).collect::<Result<Vec<_>>>()?;
+    let places = (0..nr_lanes.min(stories.len())).map(|lane| place.in_lane(lane)).collect::<Result<Vec<_>>>()?;
     let told = Mutex::new(Vec::new());
-    // Two machines that are joined take both processors.
-    let (joined, alone): (Vec<_>, Vec<_>) =
-        by_machine(stories).into_iter().partition(|(_, options)| options.seat != Seat::Alone);
-    tell_in_lanes(&places[..nr_lanes.min(1)], joined, &told);
-    tell_in_lanes(&places[..nr_lanes.min(alone.len())], alone, &told);
+    let waiting = Mutex::new(by_machine(stories).into_iter());
+    thread::scope(|scope| {
+        for place in &places {
+            scope.spawn(|| tell_in_lane(place, places.len() > 1, &waiting, &told));
+        }
+    });
     let mut told = told.into_inner().unwrap_or_else(PoisonError::into_inner);
     told.sort_by_key(|(name, _)| stories.iter().position(|story| story.name == *name));
     Ok(told)
-}
-
-/// Tells stories in these lanes until none is left.
-fn tell_in_lanes(
-    places: &[Place],
-    stories: Vec<(&Story, Options)>,
-    told: &Mutex<Vec<(&'static str, Verdict)>>,
-) {
-    let waiting = Mutex::new(stories.into_iter());
-    thread::scope(|scope| {
-        for place in places {
-            scope.spawn(|| tell_in_lane(place, places.len() > 1, &waiting, told));
-        }
-    });
 }
 
 /// How often a story is told while guests fall with the machine below them.

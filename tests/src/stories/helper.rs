@@ -12,8 +12,8 @@ pub(super) const SAVE_HELPER: Story = Story {
     tell: save_helper,
 };
 
-const SAVED: &str = "/var/lib/xen/save/pvh-256";
-const CONF: &str = "/etc/xen/stubdom/pvh-256.conf";
+const SAVED: &str = "/var/lib/xen/save/pvh-128";
+const CONF: &str = "/etc/xen/stubdom/pvh-128.conf";
 
 /// A stub that is no stub: a Linux that runs and never offers a control channel.
 const SILENT_STUB: &str = "/run/silent.cfg";
@@ -22,9 +22,9 @@ const CRASHING_STUB: &str = "/run/crashing.cfg";
 
 fn save_helper(stage: &Stage) -> Telling {
     write_stubs(stage)?;
-    stage.create("pvh-256")?;
-    stage.ask("pvh-256", "freeze")?;
-    stage.sh(&format!("LIBXL_SAVE_HELPER=/usr/sbin/stubctl xl save pvh-256 {SAVED}"))?;
+    stage.create("pvh-128")?;
+    stage.ask("pvh-128", "freeze")?;
+    stage.sh(&format!("LIBXL_SAVE_HELPER=/usr/sbin/stubctl xl save pvh-128 {SAVED}"))?;
     installed(stage)?;
     let free = stage.settled_free_kib()?;
     passes_on(stage)?;
@@ -40,7 +40,7 @@ fn save_helper(stage: &Stage) -> Telling {
 
 /// Configurations of the guest, and what the operator reads.
 const REFUSALS: [(&str, &str); 5] = [
-    ("enabled = yes\\ncolour = blue", "/etc/xen/stubdom/pvh-256.conf:2: unknown key \"colour\""),
+    ("enabled = yes\\ncolour = blue", "/etc/xen/stubdom/pvh-128.conf:2: unknown key \"colour\""),
     ("config = /nowhere.cfg", "/nowhere.cfg is not there"),
     ("config = /run/silent.cfg\\nmemory = 4", "xl create of the stub failed"),
     (
@@ -68,15 +68,15 @@ fn installed(stage: &Stage) -> Telling {
     ensure(said.contains("stubctl: info: ") && said.contains("restored in "), || {
         format!("not through the stub:\n{said}")
     })?;
-    stage.ask("pvh-256", "verify")?;
-    let said = stage.sh(&format!("xl save pvh-256 {SAVED} 2>&1"))?;
+    stage.ask("pvh-128", "verify")?;
+    let said = stage.sh(&format!("xl save pvh-128 {SAVED} 2>&1"))?;
     ensure(said.contains("xc: info: Saving domain"), || {
         format!("not saved by the packaged helper:\n{said}")
     })?;
     let said = stage.sh(&format!("echo enabled = no >{CONF}; {restore}"))?;
     ensure(said.contains("xc: info: Restore successful"), || format!("not the packaged helper:\n{said}"))?;
-    stage.ask("pvh-256", "verify")?;
-    stage.sh(&format!("xl destroy pvh-256 && rm {helper} && mv {helper}.distrib {helper}")).map(drop)
+    stage.ask("pvh-128", "verify")?;
+    stage.sh(&format!("xl destroy pvh-128 && rm {helper} && mv {helper}.distrib {helper}")).map(drop)
 }
 
 /// A guest that has no stub is restored by the packaged helper.
@@ -84,8 +84,8 @@ fn passes_on(stage: &Stage) -> Telling {
     stage.sh(&format!("echo enabled = no >{CONF}"))?;
     let said = stage.sh(&restore())?;
     ensure(said.contains("xc: info: Restore successful"), || format!("not the packaged helper:\n{said}"))?;
-    stage.ask("pvh-256", "verify")?;
-    stage.sh("xl destroy pvh-256").map(drop)
+    stage.ask("pvh-128", "verify")?;
+    stage.sh("xl destroy pvh-128").map(drop)
 }
 
 fn restore() -> String {

@@ -5,7 +5,7 @@ mod told;
 use super::restore::restore_paused;
 use crate::machine::Options;
 use crate::soak::{Chance, Soak};
-use crate::story::{Stage, Story, THROUGH_STUB, Telling, ensure};
+use crate::story::{Saved, Stage, Story, THROUGH_STUB, Telling, ensure};
 use crate::survey::Survey;
 use told::{DAMAGES, Told};
 
@@ -57,7 +57,6 @@ pub(super) const ALL_CUTS: Soak = Soak {
 };
 
 const GUEST: &str = "pvh-128";
-const FILE: &str = "/var/lib/xen/save/pvh-128";
 const BAD: &str = "/var/lib/xen/save/bad";
 const CONF: &str = "/etc/xen/stubdom/pvh-128.conf";
 
@@ -76,19 +75,12 @@ const NR_RANDOM_CUTS: usize = 1;
 const TOLD_BEFORE: u64 = 24;
 const TOLD_BEHIND: u64 = 16 << 10;
 
-/// Makes the guest's file; gives how the guest was.
-fn prepare(stage: &Stage) -> Telling<Survey> {
-    stage.create(GUEST)?;
-    let fresh = Survey::take(stage, GUEST)?;
-    stage.sh(&format!("xl save {GUEST} {FILE}"))?;
-    Ok(fresh)
-}
-
 /// A restore of the good file by a transport, with the witness; gives Xen's free memory with no guest.
-fn good_restore(stage: &Stage, transport: &str) -> Telling<u64> {
+fn good_restore(stage: &Stage, saved: &Saved, transport: &str) -> Telling<u64> {
+    let file = &saved.file;
     stage.sh(&format!(
         "echo transport = {transport} >{CONF}
-         {THROUGH_STUB}xl restore {FILE} && ask-witness {GUEST} verify && xl destroy {GUEST}"
+         {THROUGH_STUB}xl restore {file} && ask-witness {GUEST} verify && xl destroy {GUEST}"
     ))?;
     stage.expect_alone()?;
     stage.settled_free_kib()
@@ -96,30 +88,31 @@ fn good_restore(stage: &Stage, transport: &str) -> Telling<u64> {
 
 /// One of `step` kinds, and one of `step_by_tcp` of those by TCP.
 fn damaged(stage: &Stage, step: usize, step_by_tcp: usize) -> Telling {
-    let fresh = prepare(stage)?;
-    let free = good_restore(stage, "ring")?;
+    let saved = stage.saved(GUEST)?;
+    let free = good_restore(stage, &saved, "ring")?;
     let names = stage.sh("nest-stream damages")?;
     let known: Vec<&str> = DAMAGES.iter().map(|(name, _)| *name).collect();
     ensure(names.lines().eq(known.iter().copied()), || {
         format!("expected the damages {known:?}, nest-stream has\n{names}")
     })?;
     for (number, (name, told)) in DAMAGES.iter().step_by(step).enumerate() {
-        damage(stage, name, *told, free, &fresh)?;
+        damage(stage, name, *told, free, &saved)?;
         if (number + 1).is_multiple_of(NR_BETWEEN) {
-            arrives(stage, FILE, &fresh, fresh.nr_owned)?;
+            arrives(stage, &saved.file, &saved.fresh, saved.fresh.nr_owned)?;
         }
     }
-    let free = good_restore(stage, "tcp")?;
+    let free = good_restore(stage, &saved, "tcp")?;
     for (name, told) in DAMAGES.iter().filter(|(name, _)| BY_TCP.contains(name)).step_by(step_by_tcp) {
-        damage(stage, name, *told, free, &fresh)?;
+        damage(stage, name, *told, free, &saved)?;
     }
-    good_restore(stage, "tcp")?;
+    good_restore(stage, &saved, "tcp")?;
     stage.sh(&format!("rm {CONF}")).map(drop)
 }
 
 /// Damages the file and restores it.
-fn damage(stage: &Stage, name: &str, told: Told, free: u64, fresh: &Survey) -> Telling {
-    let at = stage.sh(&format!("nest-stream damage {FILE} {BAD} {name}"))?;
+fn damage(stage: &Stage, name: &str, told: Told, free: u64, saved: &Saved) -> Telling {
+    let Saved { file, fresh } = saved;
+    let at = stage.sh(&format!("nest-stream damage {file} {BAD} {name}"))?;
     match told {
         Told::Refused(words) => {
             let line = refused(stage, name)?;
@@ -195,33 +188,34 @@ struct Cuts {
 }
 
 fn cut(stage: &Stage, chance: &mut Chance, cuts: &Cuts) -> Telling {
-    prepare(stage)?;
-    let free = good_restore(stage, "ring")?;
-    let info = stage.sh(&format!("nest-stream info {FILE} | sed 's/.*offset=\\([0-9]*\\) .*/\\1/'"))?;
+    let saved = stage.saved(GUEST)?;
+    let free = good_restore(stage, &saved, "ring")?;
+    let file = &saved.file;
+    let info = stage.sh(&format!("nest-stream info {file} | sed 's/.*offset=\\([0-9]*\\) .*/\\1/'"))?;
     let records: Result<Vec<usize>, _> = info.lines().map(str::parse).collect();
     let records = records.unwrap_or_default();
     let nr_records = records.len();
     let end = records.last().copied().unwrap_or_default();
-    ensure(nr_records > 8, || format!("no list of records in {FILE}:\n{info}"))?;
+    ensure(nr_records > 8, || format!("no list of records in {file}:\n{info}"))?;
     stage.say(format!("the stream has {nr_records} records"));
     let at_records = (cuts.records)(nr_records).into_iter().map(|number| records[number]);
     let random: Vec<usize> = (0..cuts.nr_random).map(|_| chance.below(end)).collect();
     let chosen = [1, 11, 24, 39, 41, 47, 1300, 1325, 9000, 4_000_001];
     let at_bytes = chosen.into_iter().step_by(cuts.step).chain(random);
     for offset in at_records.chain(at_bytes) {
-        expect_cut(stage, offset, free)?;
+        expect_cut(stage, file, offset, free)?;
     }
-    let free = good_restore(stage, "tcp")?;
+    let free = good_restore(stage, &saved, "tcp")?;
     for offset in [records[nr_records / 2], 39, end, 4_000_001].into_iter().step_by(cuts.step) {
-        expect_cut(stage, offset, free)?;
+        expect_cut(stage, file, offset, free)?;
     }
-    good_restore(stage, "tcp")?;
+    good_restore(stage, &saved, "tcp")?;
     stage.sh(&format!("rm {CONF}")).map(drop)
 }
 
 /// The stream ends after so many bytes, and the stub says so.
-fn expect_cut(stage: &Stage, offset: usize, free: u64) -> Telling {
-    stage.sh(&format!("nest-stream truncate {FILE} {BAD} {offset}"))?;
+fn expect_cut(stage: &Stage, file: &str, offset: usize, free: u64) -> Telling {
+    stage.sh(&format!("nest-stream truncate {file} {BAD} {offset}"))?;
     let what = format!("cut at {offset}");
     let line = refused(stage, &what)?;
     let words =

@@ -62,7 +62,6 @@ fn replug(stage: &Stage, address: &str) -> Telling {
 }
 
 const GUEST: &str = "pvh-128";
-const SAVED: &str = "/var/lib/xen/save/pvh-128";
 
 /// What a stranger does, and why the stub drops it.
 const STRANGERS: [(&str, &str); 2] =
@@ -93,11 +92,10 @@ chrt -f 1 bash /run/stranger.sh $kind >/run/stranger 2>&1 &
 
 /// Nobody but stubctl feeds the guest, whoever comes first.
 fn strangers(stage: &Stage) -> Telling {
-    stage.create(GUEST)?;
-    stage.sh(&format!("xl save {GUEST} {SAVED}"))?;
+    let saved = stage.saved(GUEST)?.file;
     for (kind, why) in STRANGERS {
         stage.sh(&format!("kind={kind}\n{STRANGER}"))?;
-        restore_paused(stage, GUEST, SAVED)?;
+        restore_paused(stage, GUEST, &saved)?;
         stage.sh(&format!("xl unpause {GUEST}"))?;
         stage.ask(GUEST, "verify")?;
         let said = stage.sh(
@@ -118,7 +116,7 @@ fn strangers(stage: &Stage) -> Telling {
         stage.sh(&format!("xl destroy {GUEST}"))?;
         stage.expect_alone()?;
     }
-    stage.sh(&format!("rm /etc/xen/stubdom/{GUEST}.conf {SAVED}")).map(drop)
+    stage.sh(&format!("rm /etc/xen/stubdom/{GUEST}.conf")).map(drop)
 }
 
 /// The line of a stub's console with these words, once it is there.

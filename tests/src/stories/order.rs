@@ -3,7 +3,7 @@
 use super::restore::{expect_superpages, restore_paused};
 use crate::machine::Options;
 use crate::soak::{Chance, Soak};
-use crate::story::{Stage, Story, THROUGH_STUB, Telling, ensure};
+use crate::story::{Saved, Stage, Story, THROUGH_STUB, Telling, ensure};
 use crate::survey::Survey;
 
 /// Shuffled, cut otherwise, repeated.
@@ -32,16 +32,15 @@ const ORDERS: &[&str] = &[
 ];
 
 const GUEST: &str = "pvh-128";
-const FILE: &str = "/var/lib/xen/save/pvh-128";
 
 fn any_order(stage: &Stage) -> Telling {
-    let in_order = save(stage)?;
-    ORDERS.iter().try_for_each(|order| arrives(stage, &in_order, order))
+    let (file, in_order) = in_order(stage)?;
+    ORDERS.iter().try_for_each(|order| arrives(stage, &file, &in_order, order))
 }
 
 fn soak(stage: &Stage, chance: &mut Chance, rounds: u32) -> Telling {
-    let in_order = save(stage)?;
-    (0..rounds).try_for_each(|_| arrives(stage, &in_order, &any(chance)))
+    let (file, in_order) = in_order(stage)?;
+    (0..rounds).try_for_each(|_| arrives(stage, &file, &in_order, &any(chance)))
 }
 
 /// Draws what nest-stream is to do.
@@ -56,26 +55,24 @@ fn any(chance: &mut Chance) -> String {
     format!("{} --seed {}", words.join(" "), chance.below(1 << 16))
 }
 
-/// Makes the file; gives the guest's map after a restore in order.
-fn save(stage: &Stage) -> Telling<Survey> {
-    stage.create(GUEST)?;
-    let fresh = Survey::take(stage, GUEST)?;
-    stage.sh(&format!("xl save {GUEST} {FILE}"))?;
-    restore_paused(stage, GUEST, FILE)?;
+/// A file, and the guest's map after a restore in order.
+fn in_order(stage: &Stage) -> Telling<(String, Survey)> {
+    let Saved { file, fresh } = stage.saved(GUEST)?;
+    restore_paused(stage, GUEST, &file)?;
     let now = Survey::take(stage, GUEST)?;
     expect_superpages(stage, &fresh, &now)?;
     stage.sh(&format!("xl destroy {GUEST}"))?;
     stage.expect_alone()?;
-    Ok(now)
+    Ok((file, now))
 }
 
 /// Restores the file in another order; what arrives is compared with the file as it was, and with what came in order.
-fn arrives(stage: &Stage, in_order: &Survey, order: &str) -> Telling {
+fn arrives(stage: &Stage, file: &str, in_order: &Survey, order: &str) -> Telling {
     let other = "/var/lib/xen/save/other";
     stage.say(order);
-    stage.sh(&format!("nest-stream reorder {FILE} {other} {order}"))?;
+    stage.sh(&format!("nest-stream reorder {file} {other} {order}"))?;
     stage.sh(&format!("{THROUGH_STUB}xl restore -p {other}"))?;
-    let verdict = stage.sh(&format!("nest-oracle {FILE} $(xl domid {GUEST})"))?;
+    let verdict = stage.sh(&format!("nest-oracle {file} $(xl domid {GUEST})"))?;
     stage.say(verdict.lines().next_back().unwrap_or_default());
     let now = Survey::take(stage, GUEST)?;
     ensure(now == *in_order, || format!("in order\n{in_order:?}\nin another\n{now:?}"))?;

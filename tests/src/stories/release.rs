@@ -23,9 +23,8 @@ pub(super) const TWO_AT_ONCE: Story = Story {
 };
 
 fn ten_rounds(stage: &Stage) -> Telling {
-    let (guest, file) = ("pvh-128", "/var/lib/xen/save/pvh-128");
-    stage.create(guest)?;
-    stage.sh(&format!("xl save {guest} {file}"))?;
+    let guest = "pvh-128";
+    let file = stage.saved(guest)?.file;
     let round =
         format!("{THROUGH_STUB}xl restore {file} && ask-witness {guest} verify && xl destroy {guest}");
     stage.sh(&round)?; // what Xen and dom0 allocate once for a first stub is not to count

@@ -3,7 +3,7 @@
 use super::release::idle_stubs_sleep;
 use crate::error::Doing;
 use crate::machine::Options;
-use crate::story::{Stage, Stop, Story, THROUGH_STUB, Telling, ensure};
+use crate::story::{Saved, Stage, Stop, Story, THROUGH_STUB, Telling, ensure};
 use crate::survey::{MAX_LOST, Survey};
 use control::RegionKind;
 use serde_json::Value;
@@ -16,7 +16,7 @@ pub(super) const PVH_256: Story = Story {
     name: "stub-pvh-256",
     proves: PROVES,
     options: Options::default,
-    tell: |stage| keeps_everything(stage, "pvh-256").map(drop),
+    tell: |stage| keeps_everything(stage, "pvh-256", "ring").map(drop),
 };
 
 /// A small HVM guest.
@@ -24,7 +24,7 @@ pub(super) const HVM_256: Story = Story {
     name: "stub-hvm-256",
     proves: PROVES,
     options: Options::default,
-    tell: |stage| by_tcp(stage, "hvm-256", &keeps_everything(stage, "hvm-256")?.fresh),
+    tell: |stage| keeps_everything(stage, "hvm-256", "ring").map(drop),
 };
 
 /// A larger PVH guest.
@@ -32,11 +32,7 @@ pub(super) const PVH_1024: Story = Story {
     name: "stub-pvh-1024",
     proves: PROVES,
     options: Options::default,
-    tell: |stage| {
-        let seen = keeps_everything(stage, "pvh-1024")?;
-        tells_progress(&seen.said)?;
-        by_tcp(stage, "pvh-1024", &seen.fresh)
-    },
+    tell: |stage| tells_progress(&keeps_everything(stage, "pvh-1024", "tcp")?),
 };
 
 /// A larger HVM guest.
@@ -44,7 +40,7 @@ pub(super) const HVM_1024: Story = Story {
     name: "stub-hvm-1024",
     proves: PROVES,
     options: Options::default,
-    tell: |stage| tells_progress(&keeps_everything(stage, "hvm-1024")?.said),
+    tell: |stage| tells_progress(&keeps_everything(stage, "hvm-1024", "tcp")?),
 };
 
 /// 1 GiB superpages.
@@ -70,15 +66,10 @@ pub(super) const TRANSPORTS: Story = Story {
     tell: transports,
 };
 
-/// What a restore has shown.
-struct Seen {
-    fresh: Survey,
-    /// What xl and stubctl said.
-    said: String,
-}
-
-fn keeps_everything(stage: &Stage, guest: &str) -> Telling<Seen> {
-    let file = file_of(guest);
+/// Gives what xl and stubctl said.
+fn keeps_everything(stage: &Stage, guest: &str, transport: &str) -> Telling<String> {
+    let file = format!("/var/lib/xen/save/{guest}");
+    choose(stage, guest, transport)?;
     stage.create(guest)?;
     let fresh = Survey::take(stage, guest)?;
     stage.ask(guest, "freeze")?;
@@ -93,11 +84,8 @@ fn keeps_everything(stage: &Stage, guest: &str) -> Telling<Seen> {
     let (before, after) = (before.value("sum")?, after.value("sum")?);
     ensure(before == after, || format!("the checksum was {before} and is {after}"))?;
     lives_on(stage, guest, &file)?;
-    Ok(Seen { fresh, said })
-}
-
-fn file_of(guest: &str) -> String {
-    format!("/var/lib/xen/save/{guest}")
+    stage.sh(&format!("rm /etc/xen/stubdom/{guest}.conf"))?;
+    Ok(said)
 }
 
 /// Restores through the stub without letting the guest run, and compares its memory with the stream; gives what xl and
@@ -138,20 +126,6 @@ fn tells_progress(said: &str) -> Telling {
     ensure(told, || format!("no line of progress in\n{said}"))
 }
 
-/// By TCP, from the file that [`lives_on`] leaves.
-fn by_tcp(stage: &Stage, guest: &str, fresh: &Survey) -> Telling {
-    choose(stage, guest, "tcp")?;
-    restore_paused(stage, guest, &file_of(guest))?;
-    let now = Survey::take(stage, guest)?;
-    expect_superpages(stage, fresh, &now)?;
-    status_agrees(stage, guest, &now)?;
-    stage.sh(&format!("xl unpause {guest}"))?;
-    stage.ask(guest, "verify")?;
-    stage.ask(guest, "ticking")?;
-    stage.sh(&format!("xl destroy {guest} && rm /etc/xen/stubdom/{guest}.conf"))?;
-    stage.expect_alone()
-}
-
 /// Has the guest's stream come by a transport.
 fn choose(stage: &Stage, guest: &str, transport: &str) -> Telling {
     stage.sh(&format!("echo transport = {transport} >/etc/xen/stubdom/{guest}.conf")).map(drop)
@@ -180,29 +154,27 @@ fn lives_on(stage: &Stage, guest: &str, file: &str) -> Telling {
 
 fn transports(stage: &Stage) -> Telling {
     let guest = "pvh-128";
-    stage.create(guest)?;
-    let fresh = Survey::take(stage, guest)?;
-    stage.sh(&format!("xl save {guest} {}", file_of(guest)))?;
+    let saved = stage.saved(guest)?;
     stage.sh("ip link delete xenstub0 2>/dev/null; rm -f /var/log/xen/guest-pvh-128-stubdom-*.log")?;
-    round(stage, guest, ("tcp", 1), &fresh)?;
+    round(stage, guest, ("tcp", 1), &saved)?;
     aggregates(stage, guest)?;
     idle_stubs_sleep(stage, 1, 0.1)?; // DHCP asks now and then
     leave(stage, guest)?;
     stage.sh("test -d /sys/class/net/xenstub0/bridge")?;
-    round(stage, guest, ("ring", 0), &fresh)?;
+    round(stage, guest, ("ring", 0), &saved)?;
     leave(stage, guest)?;
     let free = stage.settled_free_kib()?;
-    round(stage, guest, ("tcp", 1), &fresh)?;
+    round(stage, guest, ("tcp", 1), &saved)?;
     leave(stage, guest)?;
     stage.expect_free(free)?;
-    stage.sh(&format!("rm /etc/xen/stubdom/{guest}.conf {}", file_of(guest))).map(drop)
+    stage.sh(&format!("rm /etc/xen/stubdom/{guest}.conf")).map(drop)
 }
 
 /// One restore by a transport, whose stub has so many vifs.
-fn round(stage: &Stage, guest: &str, (transport, vifs): (&str, u32), fresh: &Survey) -> Telling {
+fn round(stage: &Stage, guest: &str, (transport, vifs): (&str, u32), saved: &Saved) -> Telling {
     choose(stage, guest, transport)?;
-    restore_paused(stage, guest, &file_of(guest))?;
-    expect_superpages(stage, fresh, &Survey::take(stage, guest)?)?;
+    restore_paused(stage, guest, &saved.file)?;
+    expect_superpages(stage, &saved.fresh, &Survey::take(stage, guest)?)?;
     let found = stage.sh("ls /sys/class/net | grep -c '^vif' || true")?;
     ensure(found == vifs.to_string(), || {
         format!("{found} vifs in a restore by {transport}, expected {vifs}")

@@ -2,7 +2,7 @@
 
 use super::restore::{expect_superpages, restore_paused};
 use crate::machine::Options;
-use crate::story::{Stage, Story, Telling, ensure};
+use crate::story::{Saved, Stage, Story, Telling, ensure};
 use crate::survey::Survey;
 use control::RegionKind;
 
@@ -40,14 +40,12 @@ pub(super) fn hog(stage: &Stage) -> Telling<u64> {
 }
 
 fn fragmented(stage: &Stage) -> Telling {
-    let (guest, file) = ("pvh-256", "/var/lib/xen/save/pvh-256");
-    stage.create(guest)?;
-    let fresh = Survey::take(stage, guest)?;
-    stage.sh(&format!("xl save {guest} {file}"))?;
+    let guest = "pvh-256";
+    let Saved { file, fresh } = stage.saved(guest)?;
     let mib = hog(stage)?;
     stage.say(stage.sh(&format!("nest-fragment $(xl domid hog) {mib}"))?);
     stage.say(format!("{} MiB free", stage.free_kib()? / 1024));
-    restore_paused(stage, guest, file)?;
+    restore_paused(stage, guest, &file)?;
     let now = Survey::take(stage, guest)?;
     let (had, has) = (fresh.count(RegionKind::Superpage), now.count(RegionKind::Superpage));
     stage.say(format!("{has} superpages, {had} when fresh; {} pages owned", now.nr_owned));
@@ -61,13 +59,11 @@ fn fragmented(stage: &Stage) -> Telling {
 }
 
 fn max_pages(stage: &Stage) -> Telling {
-    let (guest, file, shuffled) = ("pvh-128", "/var/lib/xen/save/pvh-128", "/var/lib/xen/save/shuffled");
-    stage.create(guest)?;
-    let fresh = Survey::take(stage, guest)?;
-    stage.sh(&format!("xl save {guest} {file}"))?;
+    let (guest, shuffled) = ("pvh-128", "/var/lib/xen/save/shuffled");
+    let Saved { file, fresh } = stage.saved(guest)?;
     stage.sh(&format!("nest-stream reorder {file} {shuffled} --shuffle-across --seed 6"))?;
-    for source in [file, shuffled] {
-        restore_limited(stage, source, file, fresh.nr_owned)?;
+    for source in [&file, shuffled] {
+        restore_limited(stage, source, &file, fresh.nr_owned)?;
         expect_superpages(stage, &fresh, &Survey::take(stage, guest)?)?;
         stage.sh(&format!("xl unpause {guest}"))?;
         stage.ask(guest, "verify")?;
@@ -76,7 +72,7 @@ fn max_pages(stage: &Stage) -> Telling {
     }
     for transport in ["ring", "tcp"] {
         stage.sh(&format!("echo transport = {transport} >/etc/xen/stubdom/{guest}.conf"))?;
-        restore_limited(stage, file, file, PAGES_OF_64_GIB)?;
+        restore_limited(stage, &file, &file, PAGES_OF_64_GIB)?;
         expect_superpages(stage, &fresh, &Survey::take(stage, guest)?)?;
         stage.sh(&format!("xl destroy {guest}"))?;
         stage.expect_alone()?;

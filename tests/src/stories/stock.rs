@@ -12,18 +12,18 @@ pub(super) const SAVE_AND_RESTORE: Story = Story {
 };
 
 fn save_and_restore(stage: &Stage) -> Telling {
-    stage.create("pvh-256")?;
-    stage.ask("pvh-256", "freeze")?;
-    let before = stage.ask("pvh-256", "verify")?;
-    stage.sh("xl save pvh-256 /var/lib/xen/save/pvh-256")?;
+    stage.create("pvh-128")?;
+    stage.ask("pvh-128", "freeze")?;
+    let before = stage.ask("pvh-128", "verify")?;
+    stage.sh("xl save pvh-128 /var/lib/xen/save/pvh-128")?;
     let free = stage.settled_free_kib()?;
-    stage.sh("xl restore /var/lib/xen/save/pvh-256")?;
-    let after = stage.ask("pvh-256", "verify")?;
+    stage.sh("xl restore /var/lib/xen/save/pvh-128")?;
+    let after = stage.ask("pvh-128", "verify")?;
     let (before, after) = (before.value("sum")?, after.value("sum")?);
     ensure(before == after, || format!("the checksum was {before} and is {after}"))?;
     stage.say(format!("checksum {after}, {free} KiB free"));
-    stage.ask("pvh-256", "thaw")?;
-    stage.ask("pvh-256", "ticking")?;
-    stage.sh("xl shutdown -w pvh-256")?;
+    stage.ask("pvh-128", "thaw")?;
+    stage.ask("pvh-128", "ticking")?;
+    stage.sh("xl shutdown -w pvh-128")?;
     stage.expect_free(free)
 }

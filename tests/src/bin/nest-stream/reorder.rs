@@ -4,7 +4,6 @@ use crate::{copy, create};
 use clap::Args;
 use e2e::error::{Doing, Result};
 use e2e::savefile::{PAGE_BYTES, Page, Record, SaveFile, kind};
-use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
 
@@ -87,14 +86,13 @@ fn arrange(pages: &[Page], order: &Order, batch: usize) -> Vec<Entry> {
 
 /// Of two versions of a page the inverted one comes first, and versions of the source keep their order.
 fn wrong_before_right(entries: &mut [Entry]) {
-    let mut places: HashMap<u64, Vec<usize>> = HashMap::new();
-    for (place, entry) in entries.iter().enumerate() {
-        places.entry(entry.page.pfn()).or_default().push(place);
-    }
-    for places in places.values().filter(|places| places.len() > 1) {
-        let mut versions: Vec<Entry> = places.iter().map(|place| entries[*place]).collect();
+    let mut places: Vec<(u64, usize)> =
+        entries.iter().enumerate().map(|(place, entry)| (entry.page.pfn(), place)).collect();
+    places.sort_unstable();
+    for places in places.chunk_by(|one, other| one.0 == other.0).filter(|places| places.len() > 1) {
+        let mut versions: Vec<Entry> = places.iter().map(|(_, place)| entries[*place]).collect();
         versions.sort_by_key(|entry| (!entry.inverted, entry.page.data));
-        places.iter().zip(versions).for_each(|(place, version)| entries[*place] = version);
+        places.iter().zip(versions).for_each(|((_, place), version)| entries[*place] = version);
     }
 }
 
@@ -144,6 +142,7 @@ impl Dice {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashMap;
 
     const PLAIN: Order = Order {
         batch: None,

@@ -21,11 +21,12 @@ const GUEST: &str = "pvh-net";
 /// Pages of its RAM.
 const NR_PAGES: usize = 0x8000;
 
-/// Gives it a disk, which it writes at its start. The back end is to keep mapped what it has mapped for longer than a minute.
-const CREATE: &str = "echo 3600 >/sys/module/xen_blkback/parameters/persistent_grant_unused_seconds && \
-     dd if=/dev/zero of=/run/disk bs=1M count=8 2>/dev/null && losetup /dev/loop0 /run/disk && \
-     xl create -q /etc/xen/stubdom/guests/pvh-net.cfg 'disk=[\"phy:/dev/loop0,xvda,w\"]' 'extra+=\" nest.disk\"' && \
-     ask-witness pvh-net ready";
+/// Makes it a disk, of which the back end is to keep mapped what it has mapped for longer than a minute.
+const MAKE_DISK: &str = "echo 3600 >/sys/module/xen_blkback/parameters/persistent_grant_unused_seconds && \
+     dd if=/dev/zero of=/run/disk bs=1M count=8 2>/dev/null && losetup /dev/loop0 /run/disk";
+
+/// The guest writes the disk at its start.
+const DISK: &str = "'disk=[\"phy:/dev/loop0,xvda,w\"]' 'extra+=\" nest.disk\"'";
 
 /// Pages by the role that keeps them where they are, and the name of the refusal. libxc puts them there.
 const SPECIAL: &[(u64, &str)] =
@@ -46,7 +47,8 @@ const NR_RINGS: usize = 3;
 const NR_PERSISTENT: usize = 16;
 
 fn refusals(stage: &Stage) -> Telling {
-    stage.sh(CREATE)?;
+    stage.sh(MAKE_DISK)?;
+    stage.create_with(GUEST, DISK)?;
     stage.sh(&format!("stubctl attach {GUEST}"))?;
     stage.ask(GUEST, "freeze")?;
     let before = State::take(stage, GUEST, NR_PAGES)?;

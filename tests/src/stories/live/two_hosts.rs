@@ -101,13 +101,15 @@ struct Host<'a> {
     address: &'static str,
 }
 
-/// Gives the second host an address of its own, and both a way to dial the other: what xl has ssh do otherwise.
+/// Gives the second host an address of its own, and both a way to dial the other: what xl has ssh do otherwise. It ends
+/// when either side does, as ssh (netcat waits for both).
 fn join<'a>(first: &'a Stage<'a>, second: &'a Stage<'a>) -> Telling<[Host<'a>; 2]> {
     let hosts = [(first, "10.80.0.1"), (second, "10.80.0.3")].map(|(stage, address)| Host { stage, address });
     for Host { stage, address } in hosts {
         stage.sh(&format!(
             "ip address flush dev xenbr0; ip address add {address}/24 dev xenbr0
-             printf '%s\\n' '#!/bin/bash' 'exec nc.openbsd -N \"$1\" {PORT}' >/run/dial; chmod +x /run/dial"
+             printf '%s\\n' '#!/bin/bash' 'exec 3<>/dev/tcp/$1/{PORT}' \
+                 'cat <&0 >&3 & cat <&3 & wait -n; kill $(jobs -p) 2>/dev/null' >/run/dial; chmod +x /run/dial"
         ))?;
     }
     Ok(hosts)
