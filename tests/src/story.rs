@@ -211,14 +211,19 @@ impl Stage<'_> {
     /// [`Stop::Failure`] with the names of those who stay.
     pub fn expect_alone(&self) -> Telling {
         let deadline = Instant::now() + RELEASE_LIMIT;
-        loop {
-            let left = self.sh("xl list | awk 'NR > 1 && $2 != 0 { print $1 }'")?;
-            if left.is_empty() {
-                return Ok(());
+        while self.host()?.value("guests")? != "0" {
+            if Instant::now() > deadline {
+                let left = self.sh("xl list | awk 'NR > 1 && $2 != 0 { print $1 }'")?;
+                return Err(Stop::Failure(format!("left behind: {}", left.replace('\n', ", "))));
             }
-            ensure(Instant::now() < deadline, || format!("left behind: {}", left.replace('\n', ", ")))?;
             std::thread::sleep(Duration::from_millis(300));
         }
+        Ok(())
+    }
+
+    /// What Xen says of the host.
+    fn host(&self) -> Telling<Answer> {
+        self.sh("nest-domain").map(Answer)
     }
 
     /// Asks a guest's witness; gives its answer.
@@ -229,16 +234,14 @@ impl Stage<'_> {
         self.sh(&format!("ask-witness {guest} {question}")).map(Answer)
     }
 
-    /// Xen's free memory in KiB, to the page: `xl info` tells MiB only, Xen's debug key `m` all of it.
+    /// Xen's free memory in KiB, to the page (`xl info` tells MiB only).
     ///
     /// # Errors
-    /// xl fails.
+    /// Xen does not tell.
     pub fn free_kib(&self) -> Telling<u64> {
-        let text = self.sh("xl debug-keys m && xl dmesg | tail -n 200 | grep 'Dom heap: '")?;
-        let heap =
-            text.lines().rev().find_map(|line| line.split("Dom heap: ").nth(1)?.strip_suffix("kB free"));
-        let number = heap.and_then(|number| number.parse().ok());
-        number.ok_or_else(|| Stop::Failure("Xen's debug key m names no free memory".into()))
+        let host = self.host()?;
+        let number = host.value("free_kib")?;
+        number.parse().map_err(|_| Stop::Failure(format!("{number:?} KiB are free")))
     }
 
     /// Xen's free memory in KiB once it stays the same for a second.
@@ -298,7 +301,7 @@ pub struct Saved {
     pub fresh: Survey,
 }
 
-/// What a witness answered.
+/// What a witness answered, or another that answers in words of `key=value`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer(String);
 
@@ -310,7 +313,7 @@ impl Answer {
     pub fn value(&self, key: &str) -> Telling<&str> {
         let words = self.0.lines().next_back().unwrap_or_default().split_whitespace();
         let mut values = words.filter_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-        values.next().ok_or_else(|| Stop::Failure(format!("no {key}= in the witness's {:?}", self.0)))
+        values.next().ok_or_else(|| Stop::Failure(format!("no {key}= in {:?}", self.0)))
     }
 }
 
@@ -353,7 +356,8 @@ pub fn nr_lanes() -> usize {
 /// # Errors
 /// There is no place for a lane.
 pub fn tell_all(place: &Place, stories: &[Story], nr_lanes: usize) -> Result<Vec<(&'static str, Verdict)>> {
-    let places = (0..nr_lanes.min(stories.len())).map(|lane| place.in_lane(lane)).collect::<Result<Vec<_>>>()?;
+    let places =
+        (0..nr_lanes.min(stories.len())).map(|lane| place.in_lane(lane)).collect::<Result<Vec<_>>>()?;
     let told = Mutex::new(Vec::new());
     let waiting = Mutex::new(by_machine(stories).into_iter());
     thread::scope(|scope| {

@@ -1,6 +1,7 @@
 //! Runs in dom0: what Xen says of a domain that nothing else tells, for stories that compare it before and after.
 //!
-//! `nest-domain DOMID [FIRST:END]...` prints how many pages the domain owns and may own, the frame of its `shared_info`, and
+//! `nest-domain` prints how much memory Xen has free, in KiB, and how many domains there are besides dom0, dying ones
+//! among them. `nest-domain DOMID [FIRST:END]...` prints how many pages the domain owns and may own, the frame of its `shared_info`, and
 //! for each range of gfns (decimal or 0x...) the runs of equal memory types, by their numbers (`hvmmem_type_t`).
 #![allow(unsafe_code, reason = "asking about another domain is a call into Xen's C libraries")]
 
@@ -43,9 +44,20 @@ struct DomInfo {
     rest: [u64; 16],
 }
 
+/// `xc_physinfo_t`; what stands behind `free_pages` is of no interest.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct PhysInfo {
+    of_processors: [u32; 10],
+    total_pages: u64,
+    free_pages: u64,
+    rest: [u64; 16],
+}
+
 #[link(name = "xenctrl")]
 unsafe extern "C" {
     fn xc_interface_open(logger: *mut c_void, builder_logger: *mut c_void, flags: c_uint) -> *mut c_void;
+    fn xc_physinfo(xen: *mut c_void, info: *mut PhysInfo) -> c_int;
     fn xc_domain_getinfo(xen: *mut c_void, first: u32, max: c_uint, info: *mut DomInfo) -> c_int;
 }
 
@@ -59,8 +71,8 @@ unsafe extern "C" {
 /// Says what Xen knows of a domain.
 #[derive(Parser)]
 struct Arguments {
-    /// The domain's number.
-    domid: u16,
+    /// The domain's number; without one it is all of the host.
+    domid: Option<u16>,
     /// Runs of guest frame numbers whose memory types to tell, of an HVM or PVH domain.
     #[arg(value_parser = range)]
     gfns: Vec<Range<u64>>,
@@ -86,13 +98,20 @@ fn main() -> ExitCode {
 }
 
 fn tell(arguments: &Arguments) -> io::Result<()> {
-    let info = info(arguments.domid)?;
-    let DomInfo { nr_pages, max_memkb, shared_info_frame, .. } = info;
+    let xen = Xen::open()?;
+    let Some(domid) = arguments.domid else {
+        println!("free_kib={} guests={}", xen.free_pages()? * 4, xen.nr_guests()?);
+        return Ok(());
+    };
+    let domain = xen.domain_from(domid.into())?.filter(|found| found.domid == u32::from(domid));
+    let Some(DomInfo { nr_pages, max_memkb, shared_info_frame, .. }) = domain else {
+        return Err(io::Error::other(format!("no domain {domid}")));
+    };
     println!("pages={nr_pages} max_kib={max_memkb} shared_info={shared_info_frame:#x}");
     if arguments.gfns.is_empty() {
         return Ok(());
     }
-    let asker = Asker::open(arguments.domid)?;
+    let asker = Asker::open(domid)?;
     for gfns in &arguments.gfns {
         runs(gfns.clone(), |gfn| asker.mem_type(gfn))?
             .iter()
@@ -114,19 +133,46 @@ fn runs(gfns: Range<u64>, mem_type: impl Fn(u64) -> io::Result<u16>) -> io::Resu
     Ok(runs)
 }
 
-fn info(domid: u16) -> io::Result<DomInfo> {
-    // SAFETY: null loggers and no flags are what the header offers for the defaults.
-    let xen = unsafe { xc_interface_open(ptr::null_mut(), ptr::null_mut(), 0) };
-    let xen = NonNull::new(xen).ok_or_else(io::Error::last_os_error)?;
-    // SAFETY: the structure consists of numbers only, for which zeroes are values.
-    let mut info: DomInfo = unsafe { std::mem::zeroed() };
-    // SAFETY: the handle is open until the process ends; the structure has the layout of the header, with room behind it,
-    // for the one domain that is asked for.
-    let nr_domains = unsafe { xc_domain_getinfo(xen.as_ptr(), domid.into(), 1, &raw mut info) };
-    if nr_domains == 1 && info.domid == u32::from(domid) {
-        Ok(info)
-    } else {
-        Err(io::Error::other(format!("no domain {domid}")))
+/// The way to Xen, open until the process ends.
+struct Xen(NonNull<c_void>);
+
+impl Xen {
+    fn open() -> io::Result<Self> {
+        // SAFETY: null loggers and no flags are what the header offers for the defaults.
+        let xen = unsafe { xc_interface_open(ptr::null_mut(), ptr::null_mut(), 0) };
+        NonNull::new(xen).map(Self).ok_or_else(io::Error::last_os_error)
+    }
+
+    fn free_pages(&self) -> io::Result<u64> {
+        let mut info = PhysInfo::default();
+        // SAFETY: the handle is open; the structure has the layout of the header, with room behind it.
+        match unsafe { xc_physinfo(self.0.as_ptr(), &raw mut info) } {
+            0 => Ok(info.free_pages),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn nr_guests(&self) -> io::Result<usize> {
+        let mut nr_guests = 0;
+        let mut next = 1;
+        while let Some(domain) = self.domain_from(next)? {
+            nr_guests += 1;
+            next = domain.domid + 1;
+        }
+        Ok(nr_guests)
+    }
+
+    /// The first domain from this number on.
+    fn domain_from(&self, first: u32) -> io::Result<Option<DomInfo>> {
+        // SAFETY: the structure consists of numbers only, for which zeroes are values.
+        let mut info: DomInfo = unsafe { std::mem::zeroed() };
+        // SAFETY: the handle is open; the structure has the layout of the header, with room behind it, for the one domain
+        // that is asked for.
+        match unsafe { xc_domain_getinfo(self.0.as_ptr(), first, 1, &raw mut info) } {
+            0 => Ok(None),
+            1 => Ok(Some(info)),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 }
 
@@ -188,5 +234,6 @@ mod tests {
         assert_eq!(size_of::<GetMemType>(), 16);
         assert_eq!(std::mem::offset_of!(DomInfo, nr_pages), 16);
         assert_eq!(std::mem::offset_of!(DomInfo, max_memkb), 64);
+        assert_eq!(std::mem::offset_of!(PhysInfo, free_pages), 48);
     }
 }

@@ -21,6 +21,10 @@ const MEET: &str = "\
 /// of the script: ssh would hang up.
 const HANG_UP: &str = "code=$?; [ $code = 0 ] || kill $(pidof nest-gate) 2>/dev/null; exit $code;";
 
+/// Waits until gate and relay have ended; a stubctl that does something else may stay.
+pub(super) const AWAIT_END: &str = "for i in $(seq 100); do \
+    pidof nest-gate >/dev/null || ps -o args | grep -q '[s]tubctl --restore-stream' || break; sleep 0.2; done";
+
 /// A script that receives.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Receiver;
@@ -73,7 +77,7 @@ impl Receiver {
     pub(super) fn command(guest: &str, verbose: &str) -> String {
         format!(
             "timeout 240 xl {verbose} migrate -s '' {guest} {SCRIPT} 2>&1; code=$?
-             for i in $(seq 100); do pidof nest-gate stubctl >/dev/null || break; sleep 0.2; done; exit $code"
+             {AWAIT_END}; exit $code"
         )
     }
 

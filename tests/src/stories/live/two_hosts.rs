@@ -5,7 +5,7 @@ use super::BUSY;
 use super::cases::{CASES, Case, End};
 use super::exchange::Exchange;
 use super::failures::{TRANSPORTS, configure, configure_for, lives, told, undo};
-use super::receiver::{Migration, Receiver, Source};
+use super::receiver::{AWAIT_END, Migration, Receiver, Source};
 use super::traces::Traces;
 use crate::machine::{Options, Seat};
 use crate::soak::{Chance, Soak};
@@ -139,7 +139,7 @@ fn send(from: &Stage, to: &Host<'_>, guest: &str, receiver: Receiver) -> Telling
     let source = Source::note(from, guest)?;
     let sent = from.run(&format!("timeout 240 xl -v migrate -s /run/dial {guest} {} 2>&1", to.address))?;
     let said = to.stage.sh(&format!(
-        "for i in $(seq 100); do pidof nest-gate stubctl >/dev/null || break; sleep 0.2; done; kill $(cat {LOG}.pid) 2>/dev/null
+        "{AWAIT_END}; kill $(cat {LOG}.pid) 2>/dev/null
          cat {LOG}"
     ))?;
     source.expect_no_triple_fault(from)?;
