@@ -16,6 +16,9 @@ use std::ptr::{self, NonNull};
 const HVM_OP: c_uint = 34;
 const GET_MEM_TYPE: u64 = 15;
 
+/// There is no domain with this number or a higher one.
+const ESRCH: i32 = 3;
+
 /// `struct xen_hvm_get_mem_type`.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -169,9 +172,12 @@ impl Xen {
         // SAFETY: the handle is open; the structure has the layout of the header, with room behind it, for the one domain
         // that is asked for.
         match unsafe { xc_domain_getinfo(self.0.as_ptr(), first, 1, &raw mut info) } {
-            0 => Ok(None),
             1 => Ok(Some(info)),
-            _ => Err(io::Error::last_os_error()),
+            0 => Ok(None),
+            _ => match io::Error::last_os_error() {
+                error if error.raw_os_error() == Some(ESRCH) => Ok(None),
+                error => Err(error),
+            },
         }
     }
 }

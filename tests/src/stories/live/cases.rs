@@ -31,9 +31,9 @@ pub(super) enum End {
 }
 
 impl Case {
-    /// Whether the guest has suspended by then.
-    pub(super) fn is_behind_suspend(&self) -> bool {
-        matches!(self.at, "state" | "end" | "after")
+    /// Whether the guest may have suspended by then; the sender may be ahead of the place by what is under way.
+    pub(super) fn may_be_behind_suspend(&self) -> bool {
+        matches!(self.at, "precopy" | "state" | "end" | "after")
     }
 }
 
