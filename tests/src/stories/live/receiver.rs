@@ -23,7 +23,7 @@ const HANG_UP: &str = "code=$?; [ $code = 0 ] || kill $(pidof nest-gate) 2>/dev/
 
 /// Waits until gate and relay have ended; a stubctl that does something else may stay.
 pub(super) const AWAIT_END: &str = "for i in $(seq 100); do \
-    pidof nest-gate >/dev/null || ps -o args | grep -q '[s]tubctl --restore-stream' || break; sleep 0.2; done";
+    pidof nest-gate >/dev/null || ps -o args | grep -q '[s]tubctl --restore-domain' || break; sleep 0.2; done";
 
 /// A script that receives.
 #[derive(Clone, Copy, Debug)]
