@@ -44,6 +44,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("target/release/nest-fragment", "usr/bin/nest-fragment"),
     ("target/release/nest-break", "usr/bin/nest-break"),
     ("target/release/nest-domain", "usr/bin/nest-domain"),
+    ("target/release/nest-host", "usr/bin/nest-host"),
     ("target/release/nest-hold", "usr/bin/nest-hold"),
     ("target/release/nest-gate", "usr/bin/nest-gate"),
     ("target/release/nest-tight", "usr/bin/nest-tight"),

@@ -223,7 +223,7 @@ impl Stage<'_> {
 
     /// What Xen says of the host.
     fn host(&self) -> Telling<Answer> {
-        self.sh("nest-domain").map(Answer)
+        self.sh("nest-host").map(Answer)
     }
 
     /// Asks a guest's witness; gives its answer.
@@ -335,7 +335,7 @@ fn print(line: impl fmt::Display) {
     });
 }
 
-/// Memory that a machine of [`Options::default`] takes, with QEMU's own, in KiB.
+/// Memory that a machine of [`Options::default`], or two that are joined, take with QEMU's own, in KiB.
 const LANE_KIB: u64 = 10 << 20;
 
 /// How many machines may run side by side: two if there are processors and memory for both, since the translator

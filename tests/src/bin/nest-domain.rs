@@ -1,12 +1,12 @@
 //! Runs in dom0: what Xen says of a domain that nothing else tells, for stories that compare it before and after.
 //!
-//! `nest-domain` prints how much memory Xen has free, in KiB, and how many domains there are besides dom0, dying ones
-//! among them. `nest-domain DOMID [FIRST:END]...` prints how many pages the domain owns and may own, the frame of its `shared_info`, and
+//! `nest-domain DOMID [FIRST:END]...` prints how many pages the domain owns and may own, the frame of its `shared_info`, and
 //! for each range of gfns (decimal or 0x...) the runs of equal memory types, by their numbers (`hvmmem_type_t`).
 #![allow(unsafe_code, reason = "asking about another domain is a call into Xen's C libraries")]
 
 use clap::Parser;
-use std::ffi::{c_int, c_uint, c_ulong, c_void};
+use e2e::xenctrl::{DomainInfo, Xenctrl};
+use std::ffi::{c_int, c_uint, c_void};
 use std::io;
 use std::ops::Range;
 use std::process::ExitCode;
@@ -16,8 +16,7 @@ use std::ptr::{self, NonNull};
 const HVM_OP: c_uint = 34;
 const GET_MEM_TYPE: u64 = 15;
 
-/// There is no domain with this number or a higher one.
-const ESRCH: i32 = 3;
+const PAGE_KIB: u64 = 4;
 
 /// `struct xen_hvm_get_mem_type`.
 #[repr(C)]
@@ -27,41 +26,6 @@ struct GetMemType {
     mem_type: u16,
     pad: [u16; 2],
     pfn: u64,
-}
-
-/// `xc_dominfo_t`; what stands behind `max_memkb` is of no interest.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct DomInfo {
-    domid: u32,
-    ssidref: u32,
-    flags: c_uint,
-    shutdown_reason: c_uint,
-    nr_pages: c_ulong,
-    nr_outstanding_pages: c_ulong,
-    nr_shared_pages: c_ulong,
-    nr_paged_pages: c_ulong,
-    shared_info_frame: c_ulong,
-    cpu_time: u64,
-    max_memkb: c_ulong,
-    rest: [u64; 16],
-}
-
-/// `xc_physinfo_t`; what stands behind `free_pages` is of no interest.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct PhysInfo {
-    of_processors: [u32; 10],
-    total_pages: u64,
-    free_pages: u64,
-    rest: [u64; 16],
-}
-
-#[link(name = "xenctrl")]
-unsafe extern "C" {
-    fn xc_interface_open(logger: *mut c_void, builder_logger: *mut c_void, flags: c_uint) -> *mut c_void;
-    fn xc_physinfo(xen: *mut c_void, info: *mut PhysInfo) -> c_int;
-    fn xc_domain_getinfo(xen: *mut c_void, first: u32, max: c_uint, info: *mut DomInfo) -> c_int;
 }
 
 #[link(name = "xencall")]
@@ -74,8 +38,8 @@ unsafe extern "C" {
 /// Says what Xen knows of a domain.
 #[derive(Parser)]
 struct Arguments {
-    /// The domain's number; without one it is all of the host.
-    domid: Option<u16>,
+    /// The domain's number.
+    domid: u16,
     /// Runs of guest frame numbers whose memory types to tell, of an HVM or PVH domain.
     #[arg(value_parser = range)]
     gfns: Vec<Range<u64>>,
@@ -101,16 +65,13 @@ fn main() -> ExitCode {
 }
 
 fn tell(arguments: &Arguments) -> io::Result<()> {
-    let xen = Xen::open()?;
-    let Some(domid) = arguments.domid else {
-        println!("free_kib={} guests={}", xen.free_pages()? * 4, xen.nr_guests()?);
-        return Ok(());
-    };
-    let domain = xen.domain_from(domid.into())?.filter(|found| found.domid == u32::from(domid));
-    let Some(DomInfo { nr_pages, max_memkb, shared_info_frame, .. }) = domain else {
+    let domid = arguments.domid;
+    let domains = Xenctrl::open()?.domains()?;
+    let Some(info) = domains.iter().find(|info| info.domid == domid) else {
         return Err(io::Error::other(format!("no domain {domid}")));
     };
-    println!("pages={nr_pages} max_kib={max_memkb} shared_info={shared_info_frame:#x}");
+    let DomainInfo { tot_pages, max_pages, shared_info_frame, .. } = info;
+    println!("pages={tot_pages} max_kib={} shared_info={shared_info_frame:#x}", max_pages * PAGE_KIB);
     if arguments.gfns.is_empty() {
         return Ok(());
     }
@@ -134,52 +95,6 @@ fn runs(gfns: Range<u64>, mem_type: impl Fn(u64) -> io::Result<u16>) -> io::Resu
         }
     }
     Ok(runs)
-}
-
-/// The way to Xen, open until the process ends.
-struct Xen(NonNull<c_void>);
-
-impl Xen {
-    fn open() -> io::Result<Self> {
-        // SAFETY: null loggers and no flags are what the header offers for the defaults.
-        let xen = unsafe { xc_interface_open(ptr::null_mut(), ptr::null_mut(), 0) };
-        NonNull::new(xen).map(Self).ok_or_else(io::Error::last_os_error)
-    }
-
-    fn free_pages(&self) -> io::Result<u64> {
-        let mut info = PhysInfo::default();
-        // SAFETY: the handle is open; the structure has the layout of the header, with room behind it.
-        match unsafe { xc_physinfo(self.0.as_ptr(), &raw mut info) } {
-            0 => Ok(info.free_pages),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-
-    fn nr_guests(&self) -> io::Result<usize> {
-        let mut nr_guests = 0;
-        let mut next = 1;
-        while let Some(domain) = self.domain_from(next)? {
-            nr_guests += 1;
-            next = domain.domid + 1;
-        }
-        Ok(nr_guests)
-    }
-
-    /// The first domain from this number on.
-    fn domain_from(&self, first: u32) -> io::Result<Option<DomInfo>> {
-        // SAFETY: the structure consists of numbers only, for which zeroes are values.
-        let mut info: DomInfo = unsafe { std::mem::zeroed() };
-        // SAFETY: the handle is open; the structure has the layout of the header, with room behind it, for the one domain
-        // that is asked for.
-        match unsafe { xc_domain_getinfo(self.0.as_ptr(), first, 1, &raw mut info) } {
-            1 => Ok(Some(info)),
-            0 => Ok(None),
-            _ => match io::Error::last_os_error() {
-                error if error.raw_os_error() == Some(ESRCH) => Ok(None),
-                error => Err(error),
-            },
-        }
-    }
 }
 
 /// The way to a domain's memory types.
@@ -236,10 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn the_structures_are_as_long_as_xens() {
+    fn the_structure_is_as_long_as_xens() {
         assert_eq!(size_of::<GetMemType>(), 16);
-        assert_eq!(std::mem::offset_of!(DomInfo, nr_pages), 16);
-        assert_eq!(std::mem::offset_of!(DomInfo, max_memkb), 64);
-        assert_eq!(std::mem::offset_of!(PhysInfo, free_pages), 48);
     }
 }

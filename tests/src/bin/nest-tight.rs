@@ -2,25 +2,18 @@
 //!
 //! libxl allows a domain a MiB more than it is configured with. `NEST_MAX_PAGES` says how many pages the domain may own
 //! instead: as many as the stream holds, so that nothing is left to speculate with.
-#![allow(unsafe_code, reason = "a domain's limit is set by a call into Xen's C library")]
 
-use std::ffi::{OsString, c_int, c_uint, c_void};
+use e2e::xenctrl::Xenctrl;
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
-use std::ptr::{self, NonNull};
 
 /// The helper's word for a restore, and the place of the domain's number behind it (`libxl_save_callout.c`).
 const RESTORE: &str = "--restore-domain";
 const DOMID_AT: usize = 3;
 
 const PAGE_KIB: u64 = 4;
-
-#[link(name = "xenctrl")]
-unsafe extern "C" {
-    fn xc_interface_open(logger: *mut c_void, builder_logger: *mut c_void, flags: c_uint) -> *mut c_void;
-    fn xc_domain_setmaxmem(xen: *mut c_void, domid: u32, max_memkb: u64) -> c_int;
-}
 
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -42,12 +35,5 @@ fn tighten(words: &[OsString]) -> io::Result<()> {
     let domid = domid.ok_or_else(|| io::Error::other(format!("no domain's number in {words:?}")))?;
     let max_pages = number(std::env::var("NEST_MAX_PAGES").ok().as_deref());
     let max_pages = max_pages.ok_or_else(|| io::Error::other("NEST_MAX_PAGES is not set"))?;
-    // SAFETY: null loggers and no flags are what the header offers for the defaults.
-    let xen = unsafe { xc_interface_open(ptr::null_mut(), ptr::null_mut(), 0) };
-    let xen = NonNull::new(xen).ok_or_else(io::Error::last_os_error)?;
-    // SAFETY: the handle is open until the process ends or becomes another; the call takes numbers.
-    match unsafe { xc_domain_setmaxmem(xen.as_ptr(), domid, max_pages * PAGE_KIB) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    Xenctrl::open()?.set_max_kib(domid, max_pages * PAGE_KIB)
 }

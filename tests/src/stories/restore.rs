@@ -32,7 +32,7 @@ pub(super) const PVH_1024: Story = Story {
     name: "stub-pvh-1024",
     proves: PROVES,
     options: Options::default,
-    tell: |stage| tells_progress(&keeps_everything(stage, "pvh-1024", "tcp")?),
+    tell: |stage| tells_progress(&keeps_everything(stage, "pvh-1024", "ring")?),
 };
 
 /// A larger HVM guest.

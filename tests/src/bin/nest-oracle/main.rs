@@ -7,17 +7,14 @@
 //! which the receiver clears and the toolstack and the device model then use (`tools/libs/guest/
 //! xg_sr_restore_x86_hvm.c`). Frames that the stream does not name are not looked for: how many pages the guest owns tells.
 
-mod foreign;
-mod types;
-
 use clap::Parser;
 use e2e::error::{Doing, Result};
+use e2e::foreign::{Foreign, PAGE_BYTES};
 use e2e::savefile::{self, SaveFile, kind};
-use foreign::{Foreign, PAGE_BYTES};
+use e2e::xenctrl::Xenctrl;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use types::Types;
 
 /// Frames mapped, or asked about, at a time; Xen takes no more types in a call.
 const BATCH: usize = 1024;
@@ -109,10 +106,10 @@ fn compare(arguments: &Arguments) -> Result<Findings> {
             }
         }
     }
-    let types = Types::open(arguments.domid).doing("opening libxenctrl")?;
+    let xen = Xenctrl::open().doing("opening libxenctrl")?;
     for batch in holes.chunks(BATCH) {
         let frames: Vec<u64> = batch.iter().map(|(pfn, _)| *pfn).collect();
-        let filled = types.have_memory(&frames).doing("asking where the domain has memory")?;
+        let filled = xen.have_memory(arguments.domid, &frames).doing("asking where the domain has memory")?;
         for pfn in frames.iter().zip(filled).filter_map(|(pfn, filled)| filled.then_some(pfn)) {
             if excepted.contains(pfn) {
                 findings.nr_excepted += 1;

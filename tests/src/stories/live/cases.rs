@@ -31,7 +31,8 @@ pub(super) enum End {
 }
 
 impl Case {
-    /// Whether the guest may have suspended by then; the sender may be ahead of the place by what is under way.
+    /// Whether the guest may have suspended by then; the sender may be ahead of the place by what is under way between two
+    /// hosts.
     pub(super) fn may_be_behind_suspend(&self) -> bool {
         matches!(self.at, "precopy" | "state" | "end" | "after")
     }

@@ -188,7 +188,7 @@ fn break_one(stage: &Stage, case: &Case, traces: &mut Traces) -> Telling {
     stage.say(format!("  {}", told(case, &migration)?));
     lives(stage, GUEST)?;
     if case.end == End::Stays {
-        if case.may_be_behind_suspend() {
+        if case.may_be_behind_suspend() && !migration.found_it_running() {
             traces.excuse_watcher(stage)?;
         }
         return traces.expect_same(stage);

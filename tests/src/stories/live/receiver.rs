@@ -164,6 +164,11 @@ impl Migration {
         })
     }
 
+    /// Whether the sender, when it resumed the guest, found that it had not suspended (`xc_domain_resume` says so).
+    pub(super) fn found_it_running(&self) -> bool {
+        self.text.contains(" not suspended: (shutdown 0")
+    }
+
     /// The last line that holds `part`.
     pub(super) fn line(&self, part: &str) -> Telling<&str> {
         let found = self.text.lines().rfind(|line| line.contains(part));

@@ -248,7 +248,7 @@ fn break_one(hosts: &[Host<'_>; 2], guest: &'static str, case: &Case) -> Telling
         return lives(to.stage, guest);
     }
     lives(from.stage, guest)?;
-    if case.may_be_behind_suspend() {
+    if case.may_be_behind_suspend() && !migration.found_it_running() {
         there.excuse_watcher(from.stage)?;
     }
     there.expect_same(from.stage)?;

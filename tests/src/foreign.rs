@@ -1,4 +1,6 @@
 //! Another domain's frames, mapped read-only through Xen's libxenforeignmemory (`xenforeignmemory.h`).
+//!
+//! **Takes** frame numbers: gfns, or mfns of a PV domain. **Gives** what stands there, or the error of each. **Never** writes.
 #![allow(unsafe_code, reason = "mapping another domain's memory is a call into Xen's C library")]
 
 use std::ffi::{c_int, c_uint, c_void};
@@ -6,7 +8,7 @@ use std::io;
 use std::ptr::{self, NonNull};
 
 /// Size of a page in bytes, to count with.
-pub(crate) const PAGE_BYTES: usize = 4096;
+pub const PAGE_BYTES: usize = 4096;
 const WORDS_OF_A_PAGE: usize = PAGE_BYTES / size_of::<u64>();
 const PROT_READ: c_int = 1;
 
@@ -26,13 +28,13 @@ unsafe extern "C" {
 }
 
 /// The way to one domain's memory.
-pub(crate) struct Foreign {
+pub struct Foreign {
     handle: NonNull<c_void>,
     domid: u32,
 }
 
 /// Some of its frames; those without memory are not mapped.
-pub(crate) struct Mapped<'a> {
+pub struct Mapped<'a> {
     owner: &'a Foreign,
     address: NonNull<c_void>,
     errors: Vec<c_int>,
@@ -40,7 +42,7 @@ pub(crate) struct Mapped<'a> {
 
 impl Foreign {
     /// Opens the library's handle.
-    pub(crate) fn open(domid: u32) -> io::Result<Self> {
+    pub fn open(domid: u32) -> io::Result<Self> {
         // SAFETY: a null logger and no flags are what the header offers for the defaults.
         let handle = unsafe { xenforeignmemory_open(ptr::null_mut(), 0) };
         let handle = NonNull::new(handle).ok_or_else(io::Error::last_os_error)?;
@@ -48,7 +50,7 @@ impl Foreign {
     }
 
     /// Maps frames; a frame that cannot be mapped is no error.
-    pub(crate) fn map(&self, frames: &[u64]) -> io::Result<Mapped<'_>> {
+    pub fn map(&self, frames: &[u64]) -> io::Result<Mapped<'_>> {
         let mut errors = vec![0; frames.len()];
         // SAFETY: the handle is open until self is dropped; both arrays have as many elements as the count says, and
         // xen_pfn_t is 64 bits wide on x86-64.
@@ -75,9 +77,14 @@ impl Drop for Foreign {
 }
 
 impl Mapped<'_> {
+    /// Why the frame at a place in the list is not mapped; none when it is.
+    pub fn error(&self, place: usize) -> Option<io::Error> {
+        self.errors.get(place).filter(|error| **error != 0).map(|error| io::Error::from_raw_os_error(-error))
+    }
+
     /// Whether the frame at a place in the list holds these bytes, a page of them; none when it has no memory. Nothing is
     /// copied.
-    pub(crate) fn equals(&self, place: usize, page: &[u8]) -> Option<bool> {
+    pub fn equals(&self, place: usize, page: &[u8]) -> Option<bool> {
         if *self.errors.get(place)? != 0 {
             return None;
         }
@@ -95,7 +102,7 @@ impl Mapped<'_> {
     }
 
     /// The contents of the frame at a place in the list; none when it has no memory.
-    pub(crate) fn page(&self, place: usize) -> Option<Vec<u8>> {
+    pub fn page(&self, place: usize) -> Option<Vec<u8>> {
         if *self.errors.get(place)? != 0 {
             return None;
         }

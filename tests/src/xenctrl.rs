@@ -1,0 +1,231 @@
+//! What the programs in dom0 ask of Xen that no command of its toolstack does, by its libxenctrl (`xenctrl.h`).
+//!
+//! **Takes** domains and frames by their numbers. **Gives** what Xen says, or the error of the call. **Never** keeps
+//! anything between calls.
+#![allow(unsafe_code, reason = "libxenctrl is a library of C")]
+
+use std::ffi::{c_int, c_uint, c_ulong, c_void};
+use std::io;
+use std::ptr::{self, NonNull};
+
+/// More domains than any story has.
+const MAX_DOMAINS: usize = 64;
+
+/// Type of a frame that is not there, in the word's own bits (`XEN_DOMCTL_PFINFO_XTAB`, `xen/domctl.h`).
+const XTAB: u64 = 0xf << 28;
+
+/// `xc_domaininfo_t`, which is `xen_domctl_getdomaininfo_t` of Xen 4.17 (`xen/domctl.h`, interface version 0x15).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DomainInfo {
+    /// The domain's number.
+    pub domid: u16,
+    pad1: u16,
+    flags: u32,
+    /// How many pages it owns.
+    pub tot_pages: u64,
+    /// How many it may own.
+    pub max_pages: u64,
+    other_pages: [u64; 3],
+    /// The frame of its `shared_info`.
+    pub shared_info_frame: u64,
+    /// Processor time that its vCPUs have had, in nanoseconds.
+    pub cpu_time: u64,
+    nr_online_vcpus: u32,
+    max_vcpu_id: u32,
+    ssidref: u32,
+    handle: [u8; 16],
+    cpupool: u32,
+    gpaddr_bits: u8,
+    pad2: [u8; 7],
+    arch_config: [u32; 2],
+}
+
+/// `xc_physinfo_t`, which is `xen_sysctl_physinfo_t` (`xen/sysctl.h`).
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct PhysInfo {
+    of_processors: [u32; 10],
+    total_pages: u64,
+    free_pages: u64,
+    other_pages: [u64; 3],
+    hw_cap: [u32; 8],
+}
+
+#[link(name = "xenctrl")]
+unsafe extern "C" {
+    fn xc_interface_open(logger: *mut c_void, builder_logger: *mut c_void, flags: c_uint) -> *mut c_void;
+    fn xc_interface_close(xen: *mut c_void) -> c_int;
+    fn xc_physinfo(xen: *mut c_void, info: *mut PhysInfo) -> c_int;
+    fn xc_domain_getinfolist(xen: *mut c_void, first: u32, max: c_uint, info: *mut DomainInfo) -> c_int;
+    fn xc_domain_setmaxmem(xen: *mut c_void, domid: u32, max_memkb: u64) -> c_int;
+    fn xc_domain_ioport_mapping(
+        xen: *mut c_void,
+        domid: u32,
+        first_gport: u32,
+        first_mport: u32,
+        nr_ports: u32,
+        add: u32,
+    ) -> c_int;
+    fn xc_domain_populate_physmap(
+        xen: *mut c_void,
+        domid: u32,
+        nr_extents: c_ulong,
+        order: c_uint,
+        mem_flags: c_uint,
+        frames: *mut u64,
+    ) -> c_int;
+    fn xc_domain_decrease_reservation(
+        xen: *mut c_void,
+        domid: u32,
+        nr_extents: c_ulong,
+        order: c_uint,
+        frames: *mut u64,
+    ) -> c_int;
+    fn xc_set_broken_page_p2m(xen: *mut c_void, domid: u32, pfn: c_ulong) -> c_int;
+    fn xc_get_pfn_type_batch(xen: *mut c_void, domid: u32, nr: c_uint, frames: *mut u64) -> c_int;
+}
+
+/// The way to Xen.
+#[derive(Debug)]
+pub struct Xenctrl(NonNull<c_void>);
+
+impl Xenctrl {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// This is not dom0.
+    pub fn open() -> io::Result<Self> {
+        // SAFETY: null loggers and no flags are what the header offers for the defaults.
+        let xen = unsafe { xc_interface_open(ptr::null_mut(), ptr::null_mut(), 0) };
+        NonNull::new(xen).map(Self).ok_or_else(io::Error::last_os_error)
+    }
+
+    const fn handle(&self) -> *mut c_void {
+        self.0.as_ptr()
+    }
+
+    /// How many pages Xen has free.
+    ///
+    /// # Errors
+    /// Xen does not tell.
+    pub fn free_pages(&self) -> io::Result<u64> {
+        let mut info = PhysInfo::default();
+        // SAFETY: the handle is open; the structure has the layout of the header.
+        done(unsafe { xc_physinfo(self.handle(), &raw mut info) })?;
+        Ok(info.free_pages)
+    }
+
+    /// All domains, dom0 first, dying ones among them.
+    ///
+    /// # Errors
+    /// Xen does not tell.
+    pub fn domains(&self) -> io::Result<Vec<DomainInfo>> {
+        let mut all = vec![DomainInfo::default(); MAX_DOMAINS];
+        let max = c_uint::try_from(all.len()).map_err(io::Error::other)?;
+        // SAFETY: the handle is open; the array has as many elements as the call is told, each laid out as the header has it.
+        let count = unsafe { xc_domain_getinfolist(self.handle(), 0, max, all.as_mut_ptr()) };
+        all.truncate(usize::try_from(count).map_err(|_| io::Error::last_os_error())?);
+        Ok(all)
+    }
+
+    /// Has a domain own so many KiB at most.
+    ///
+    /// # Errors
+    /// There is no such domain.
+    pub fn set_max_kib(&self, domid: u32, max_kib: u64) -> io::Result<()> {
+        // SAFETY: the handle is open; the call takes numbers only.
+        done(unsafe { xc_domain_setmaxmem(self.handle(), domid, max_kib) })
+    }
+
+    /// Leads a port of an HVM or PVH domain to one of the machine's.
+    ///
+    /// # Errors
+    /// There is no such domain, or dom0 itself may not use the port.
+    pub fn lead_port(&self, domid: u32, gport: u32, mport: u32) -> io::Result<()> {
+        // SAFETY: the handle is open; the call takes numbers only.
+        done(unsafe { xc_domain_ioport_mapping(self.handle(), domid, gport, mport, 1, 1) })
+    }
+
+    /// Gives a domain pages at these frames, as long as there are any; gives how many.
+    pub fn populate(&self, domid: u32, frames: &mut [u64]) -> usize {
+        // SAFETY: the handle is open, the array has as many elements as the count says, and xen_pfn_t is 64 bits wide on
+        // x86-64.
+        let nr_done = unsafe {
+            xc_domain_populate_physmap(
+                self.handle(),
+                domid,
+                frames.len() as c_ulong,
+                0,
+                0,
+                frames.as_mut_ptr(),
+            )
+        };
+        usize::try_from(nr_done).unwrap_or(0)
+    }
+
+    /// Takes the pages at these frames from a domain; gives how many it had.
+    pub fn take_back(&self, domid: u32, frames: &mut [u64]) -> usize {
+        // SAFETY: as for populating.
+        let nr_done = unsafe {
+            xc_domain_decrease_reservation(
+                self.handle(),
+                domid,
+                frames.len() as c_ulong,
+                0,
+                frames.as_mut_ptr(),
+            )
+        };
+        usize::try_from(nr_done).unwrap_or(0)
+    }
+
+    /// Has Xen take a domain's page for broken, as it does when memory fails under an HVM guest.
+    ///
+    /// # Errors
+    /// There is no such page.
+    pub fn mark_broken(&self, domid: u32, gfn: u64) -> io::Result<()> {
+        // SAFETY: the handle is open; the call takes numbers only.
+        done(unsafe { xc_set_broken_page_p2m(self.handle(), domid, gfn) })
+    }
+
+    /// Tells of each of these frames, 1024 at most, whether a domain has memory there; mapping a hole takes a call by itself.
+    ///
+    /// # Errors
+    /// Xen does not tell.
+    pub fn have_memory(&self, domid: u32, frames: &[u64]) -> io::Result<Vec<bool>> {
+        let mut types = frames.to_vec();
+        let nr = c_uint::try_from(types.len()).map_err(io::Error::other)?;
+        // SAFETY: the handle is open; the array has as many elements as the count says, and xen_pfn_t is 64 bits wide on
+        // x86-64.
+        done(unsafe { xc_get_pfn_type_batch(self.handle(), domid, nr, types.as_mut_ptr()) })?;
+        Ok(types.into_iter().map(|kind| kind & XTAB != XTAB).collect())
+    }
+}
+
+impl Drop for Xenctrl {
+    fn drop(&mut self) {
+        // SAFETY: the handle is open, and nobody uses it any more.
+        unsafe { xc_interface_close(self.handle()) };
+    }
+}
+
+/// What libxenctrl's return value says; a negative one names no cause but `errno`.
+fn done(code: c_int) -> io::Result<()> {
+    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::mem::offset_of;
+
+    #[test]
+    fn the_layouts_are_those_of_the_headers() {
+        assert_eq!(offset_of!(DomainInfo, shared_info_frame), 48);
+        assert_eq!(offset_of!(DomainInfo, cpu_time), 56);
+        assert_eq!(offset_of!(DomainInfo, arch_config), 104);
+        assert_eq!(size_of::<DomainInfo>(), 112);
+        assert_eq!(offset_of!(PhysInfo, free_pages), 48);
+        assert_eq!(size_of::<PhysInfo>(), 112);
+    }
+}
