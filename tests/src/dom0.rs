@@ -12,12 +12,20 @@ use std::time::{Duration, Instant};
 /// Who waits for the frames of which job.
 type Waiting = Arc<Mutex<HashMap<u32, Sender<Frame>>>>;
 
+/// The longest step of waiting. A step that takes longer still is time in which this host stood still, and the machine
+/// with it.
+const STEP: Duration = Duration::from_secs(1);
+
+/// By how much a step may be late on a busy host.
+const LATE: Duration = Duration::from_secs(2);
+
 /// The line to dom0's agent.
 #[derive(Debug)]
 pub struct Dom0 {
     stream: Mutex<UnixStream>,
     waiting: Waiting,
     next_job: Mutex<u32>,
+    stood_still: Mutex<Duration>,
 }
 
 /// What a script did.
@@ -54,7 +62,25 @@ impl Dom0 {
         let waiting = Waiting::default();
         let shared = Arc::clone(&waiting);
         std::thread::spawn(move || dispatch(reader, &shared));
-        Ok(Self { stream: Mutex::new(stream), waiting, next_job: Mutex::new(1) })
+        Ok(Self {
+            stream: Mutex::new(stream),
+            waiting,
+            next_job: Mutex::new(1),
+            stood_still: Mutex::default(),
+        })
+    }
+
+    /// How long this host has stood still in all while a script ran: a virtual machine that is frozen for a while and goes
+    /// on, say. Clocks went on meanwhile, in dom0 too, and limits that are counted there may have passed.
+    pub fn stood_still(&self) -> Duration {
+        *self.stood_still.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What of a step's time counts against a limit.
+    fn count(&self, step: Duration) -> Duration {
+        let late = step.saturating_sub(STEP + LATE);
+        *self.stood_still.lock().unwrap_or_else(PoisonError::into_inner) += late;
+        step - late
     }
 
     /// Starts a bash script.
@@ -102,22 +128,25 @@ impl Job<'_> {
     /// Takes the output as it comes, until the script ends; gives its exit code.
     ///
     /// # Errors
-    /// It ran longer than `limit` (then it is killed with all its processes), or the nest died.
+    /// It ran longer than `limit` (then it is killed with all its processes), or the nest died. Time in which this host
+    /// stood still does not count.
     pub fn finish(self, limit: Duration, mut output: impl FnMut(&[u8])) -> Result<i32> {
-        let deadline = Instant::now() + limit;
-        loop {
-            match self.frames.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        let mut left = limit;
+        while !left.is_zero() {
+            let began = Instant::now();
+            let came = self.frames.recv_timeout(left.min(STEP));
+            left = left.saturating_sub(self.dom0.count(began.elapsed()));
+            match came {
                 Ok(frame) if frame.kind == Kind::Exit => return exit_code(&frame.payload),
                 Ok(frame) => output(&frame.payload),
-                Err(RecvTimeoutError::Timeout) => {
-                    self.dom0.send(&Frame { kind: Kind::Kill, job: self.number, payload: Vec::new() })?;
-                    return Err(Error::new("running a script in dom0", format!("no end after {limit:?}")));
-                }
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(Error::new("running a script in dom0", "the nest died before it ended"));
                 }
             }
         }
+        self.dom0.send(&Frame { kind: Kind::Kill, job: self.number, payload: Vec::new() })?;
+        Err(Error::new("running a script in dom0", format!("no end after {limit:?}")))
     }
 }
 
@@ -172,6 +201,15 @@ mod tests {
         assert!(
             job.finish(Duration::from_secs(5), |_| ()).unwrap_err().to_string().contains("the nest died")
         );
+    }
+
+    #[test]
+    fn time_in_which_the_host_stood_still_does_not_count() {
+        let (dom0, _agent) = pair();
+        assert_eq!(dom0.count(STEP + LATE), STEP + LATE);
+        assert_eq!(dom0.stood_still(), Duration::ZERO);
+        assert_eq!(dom0.count(Duration::from_secs(60)), STEP + LATE);
+        assert_eq!(dom0.stood_still(), Duration::from_secs(60) - STEP - LATE);
     }
 
     #[test]

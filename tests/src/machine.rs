@@ -20,6 +20,9 @@ use std::time::{Duration, Instant};
 /// Longest time from power on to dom0's agent; an ordinary boot takes 10 to 15 s, with `icount` three times that.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
+/// Of `utime` and `stime` in `proc_pid_stat(5)`: Linux's `USER_HZ` is 100.
+const MS_PER_TICK: u64 = 10;
+
 /// How the machine is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -93,6 +96,7 @@ pub struct Machine {
     qemu: Child,
     /// Runs scripts in dom0.
     pub dom0: Dom0,
+    console: PathBuf,
     /// The second machine of two has its turn by the first.
     _turn: Option<Arc<File>>,
 }
@@ -145,15 +149,27 @@ impl Machine {
         match connect(&listener, &mut child) {
             Ok(dom0) => {
                 eprintln!("nest: dom0 is up after {:.1} s", began.elapsed().as_secs_f32());
-                Ok(Self { qemu: child, dom0, _turn: turn })
+                Ok(Self { qemu: child, dom0, console, _turn: turn })
             }
             Err(error) => {
                 end(&mut child);
-                let log = fs::read(console).unwrap_or_default();
-                let tail = tool::last_lines(&String::from_utf8_lossy(&log), 15);
+                let tail = console_tail(&console, 15);
                 Err(Error::new(error, format!("the console's last lines:\n{tail}")))
             }
         }
+    }
+
+    /// The last `nr_lines` lines of the machine's console: Xen's and dom0's kernel's.
+    pub fn console_tail(&self, nr_lines: usize) -> String {
+        console_tail(&self.console, nr_lines)
+    }
+
+    /// What the machine has taken of the host's processors so far, if the host tells.
+    pub fn cpu_time(&self) -> Option<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.qemu.id())).ok()?;
+        let (_, fields) = stat.rsplit_once(')')?; // the name before it may hold anything
+        let ticks: Vec<u64> = fields.split_whitespace().skip(11).take(2).flat_map(str::parse).collect();
+        Some(Duration::from_millis(ticks.iter().sum::<u64>() * MS_PER_TICK))
     }
 }
 
@@ -180,6 +196,11 @@ pub fn interactive(place: &Place, options: &Options) -> Result<ExitStatus> {
 
 fn agent_socket(place: &Place, options: &Options) -> PathBuf {
     options.seat.file(place, "agent.sock")
+}
+
+fn console_tail(console: &Path, nr_lines: usize) -> String {
+    let log = fs::read(console).unwrap_or_default();
+    tool::last_lines(&String::from_utf8_lossy(&log), nr_lines)
 }
 
 fn end(qemu: &mut Child) {

@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 /// Longest time for one script of a story.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(300);
 
+/// Longest time to look at what a failed story has left.
+const SCENE_LIMIT: Duration = Duration::from_secs(60);
+
 /// Longest time for Xen to take back a destroyed guest's memory.
 const RELEASE_LIMIT: Duration = Duration::from_secs(20);
 
@@ -69,7 +72,8 @@ pub enum Verdict {
     Skip(String),
     /// The nest failed.
     Error(String),
-    /// It failed, but a guest fell with the machine below it meanwhile, so that nothing was shown: where.
+    /// It failed, but the machine below it failed meanwhile, so that nothing was shown: where a guest fell, or how long this
+    /// host stood still.
     Fell(String),
     /// What it proves is not so.
     Failure(String),
@@ -91,7 +95,7 @@ impl fmt::Display for Verdict {
         match self {
             Self::Success => f.write_str("success"),
             Self::Skip(why) => write!(f, "skipped: {why}"),
-            Self::Fell(fell) => write!(f, "nothing shown, a guest fell with the machine below it: {fell}"),
+            Self::Fell(fell) => write!(f, "nothing shown, the machine below failed: {fell}"),
             Self::Error(what) => write!(f, "ERROR: {what}"),
             Self::Failure(what) => write!(f, "FAILURE: {what}"),
         }
@@ -370,7 +374,7 @@ pub fn tell_all(place: &Place, stories: &[Story], nr_lanes: usize) -> Result<Vec
     Ok(told)
 }
 
-/// How often a story is told while guests fall with the machine below them.
+/// How often a story is told while the machine below it fails.
 const MOST_TALES: u32 = 3;
 
 /// Tells stories until none is waiting; the machine stays as long as the next one wants its like.
@@ -389,7 +393,7 @@ fn tell_in_lane<'a>(
         let mut machine = running.take().and_then(|(machine, its)| (its == options).then_some(machine));
         let verdict = tell_unless_it_falls(place, story, &options, &mut machine);
         print(format_args!("  {} ({:.0} s): {verdict}", story.name, began.elapsed().as_secs_f32()));
-        if matches!(verdict, Verdict::Error(_) | Verdict::Failure(_)) {
+        if verdict != Verdict::Success {
             machine = None; // the next story shall not suffer from what this one left
         }
         running = machine.map(|machine| (machine, options));
@@ -400,7 +404,7 @@ fn tell_in_lane<'a>(
     }
 }
 
-/// Tells a story, and again on a new machine when a guest fell with the machine below it.
+/// Tells a story, and again on a new machine when the one below it failed.
 fn tell_unless_it_falls(
     place: &Place,
     story: &Story,
@@ -464,38 +468,59 @@ pub fn tell_alone(
 /// Tells one story and cleans up behind it; a story that leaves a domain behind has failed.
 fn tell(name: &str, stage: &Stage, story: impl FnOnce(&Stage) -> Telling) -> Verdict {
     let nr_falls = falls(stage).lines().count();
+    let stood_still = stage.machine.dom0.stood_still();
     let verdict = match Verdict::from(story(stage)) {
-        Verdict::Failure(what) => match falls(stage).lines().nth(nr_falls) {
-            Some(fell) => Verdict::Fell(format!("{fell}; {what}")),
-            None => Verdict::Failure(what),
-        },
+        Verdict::Success => Verdict::from(sweep(stage)),
         verdict => verdict,
     };
-    if !matches!(verdict, Verdict::Success | Verdict::Skip(_)) {
+    let (Verdict::Failure(what) | Verdict::Error(what)) = &verdict else { return verdict };
+    // The machine goes now. What it can still tell shall be seen where only the last lines of all stories are kept.
+    let seen = look_around(stage);
+    if seen.is_ok() {
         keep_logs(name, stage);
     }
-    match (sweep(stage), verdict) {
-        (Ok(left), Verdict::Success) if !left.is_empty() => {
-            Verdict::Failure(format!("left behind: {}", left.replace('\n', ", ")))
-        }
-        (Err(stop), Verdict::Success) => Verdict::from(Err(stop)),
-        (_, verdict) => verdict,
+    if let Some(fell) = what_failed_below(stage, nr_falls, stood_still) {
+        return Verdict::Fell(format!("{fell}; {what}"));
     }
+    let seen = seen.unwrap_or_else(|error| format!("{error}\n{}", stage.machine.console_tail(6)));
+    let what = seen.lines().fold(what.clone(), |text, line| text + "\n    | " + line);
+    if matches!(verdict, Verdict::Error(_)) { Verdict::Error(what) } else { Verdict::Failure(what) }
+}
+
+/// How long a host may stand still before a story that failed meanwhile is told again: libxl gives a device ten seconds.
+const STANDSTILL: Duration = Duration::from_secs(5);
+
+/// What failed below a story since the machine had so many falls and had stood still for so long.
+fn what_failed_below(stage: &Stage, nr_falls: usize, stood_still: Duration) -> Option<String> {
+    let standstill = stage.machine.dom0.stood_still() - stood_still;
+    if standstill >= STANDSTILL {
+        return Some(format!("this host stood still for {} s", standstill.as_secs()));
+    }
+    falls(stage).lines().nth(nr_falls).map(str::to_owned)
 }
 
 /// Where guests fell with a triple fault in whose state the code segment and the instruction pointer are Xen's own: QEMU's
 /// translation of nested guests lets that happen now and then, and no guest can bring it about. A line each.
 fn falls(stage: &Stage) -> String {
     let script = "xl dmesg | grep -A 5 'Triple fault' | grep -o 'RIP: *e008:.*'";
-    stage.run(script).map_or_else(|_| String::new(), |outcome| outcome.text)
+    stage.machine.dom0.run(script, SCENE_LIMIT).map_or_else(|_| String::new(), |outcome| outcome.text)
 }
 
-/// Destroys the domains that are left and empties the folder of save files; gives the domains' names.
-fn sweep(stage: &Stage) -> Telling<String> {
+/// What there is to see where a story failed: the host, dom0, the domains and their consoles' last lines.
+fn look_around(stage: &Stage) -> Result<String> {
+    let script =
+        "uptime; xl list; cd /var/log/xen; for log in guest-*.log; do echo \"$log:\"; tail -n 3 $log; done";
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let cpu = stage.machine.cpu_time().unwrap_or_default();
+    let inside = stage.machine.dom0.run(script, SCENE_LIMIT)?;
+    Ok(format!("the host's load {}; the machine took {cpu:.0?} of it\n{}", load.trim(), inside.text))
+}
+
+/// Empties the folder of save files. A domain that is left is a failure.
+fn sweep(stage: &Stage) -> Telling {
     let left = stage.sh("xl list | awk 'NR > 1 && $2 != 0 { print $1 }'")?;
-    stage.destroy_all()?;
-    stage.sh("rm -rf /var/lib/xen/save/*")?;
-    Ok(left)
+    ensure(left.is_empty(), || format!("left behind: {}", left.replace('\n', ", ")))?;
+    stage.sh("rm -rf /var/lib/xen/save/*").map(drop)
 }
 
 /// Hands dom0's logs to the host: `target/nest/out/NAME/`.
