@@ -258,7 +258,7 @@ fn prepare(place: &Place, options: &Options, accelerator: Accelerator) -> Result
     accelerator.plug(&mut qemu, options.nr_cpus);
     qemu.args(["-m", &format!("{}M", options.mem_mib)]);
     qemu.arg("-kernel").arg(packages.hypervisor()).arg("-append").arg(xen_command_line(options));
-    let kernel = format!("{} console=hvc0 quiet", packages.kernel()?.display());
+    let kernel = format!("{} console=hvc0 quiet cryptomgr.notests", packages.kernel()?.display());
     qemu.arg("-initrd").arg(format!("{kernel},{}", initramfs.display()));
     qemu.args(["-chardev", &format!("socket,id=agent,path={}", agent_socket(place, options).display())]);
     options.seat.plug(place, &mut qemu);

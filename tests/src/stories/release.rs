@@ -60,8 +60,7 @@ wait $first && exit $code"#;
 
 fn two_at_once(stage: &Stage) -> Telling {
     for (guest, mib) in GUESTS {
-        let command_line = format!("console=hvc0 quiet witness.mb={mib} witness.rate=256 witness.interval=4");
-        stage.create_with(guest, &format!("'extra=\"{command_line}\"'"))?;
+        stage.create_with(guest, &format!("'extra+=\" witness.mb={mib} witness.interval=4\"'"))?;
         stage.sh(&format!("xl save {guest} /var/lib/xen/save/{guest}"))?;
     }
     stage.sh(TOGETHER)?;
