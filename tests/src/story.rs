@@ -72,9 +72,10 @@ pub enum Verdict {
     Skip(String),
     /// The nest failed.
     Error(String),
-    /// It failed, but the machine below it failed meanwhile, so that nothing was shown: where a guest fell, or how long this
-    /// host stood still.
+    /// It failed, but a guest fell with the machine below it meanwhile, so that nothing was shown: where.
     Fell(String),
+    /// It did not succeed, but this host stood still meanwhile, so that nothing was shown: for how long.
+    StoodStill(String),
     /// What it proves is not so.
     Failure(String),
 }
@@ -95,7 +96,8 @@ impl fmt::Display for Verdict {
         match self {
             Self::Success => f.write_str("success"),
             Self::Skip(why) => write!(f, "skipped: {why}"),
-            Self::Fell(fell) => write!(f, "nothing shown, the machine below failed: {fell}"),
+            Self::Fell(fell) => write!(f, "nothing shown, a guest fell with the machine below it: {fell}"),
+            Self::StoodStill(what) => write!(f, "nothing shown, this host stood still for {what}"),
             Self::Error(what) => write!(f, "ERROR: {what}"),
             Self::Failure(what) => write!(f, "FAILURE: {what}"),
         }
@@ -413,13 +415,16 @@ fn tell_unless_it_falls(
 ) -> Verdict {
     for _ in 1..MOST_TALES {
         match tell_on(place, story, options, machine) {
-            fell @ Verdict::Fell(_) => print(format_args!("    {fell}; once more on a new machine")),
+            nothing @ (Verdict::Fell(_) | Verdict::StoodStill(_)) => {
+                print(format_args!("    {nothing}; once more on a new machine"));
+            }
             verdict => return verdict,
         }
         *machine = None;
     }
     match tell_on(place, story, options, machine) {
         fell @ Verdict::Fell(_) => Verdict::Skip(fell.to_string()),
+        stood_still @ Verdict::StoodStill(_) => Verdict::Error(stood_still.to_string()),
         verdict => verdict,
     }
 }
@@ -479,25 +484,23 @@ fn tell(name: &str, stage: &Stage, story: impl FnOnce(&Stage) -> Telling) -> Ver
     if seen.is_ok() {
         keep_logs(name, stage);
     }
-    if let Some(fell) = what_failed_below(stage, nr_falls, stood_still) {
-        return Verdict::Fell(format!("{fell}; {what}"));
+    let standstill = stage.machine.dom0.stood_still() - stood_still;
+    if standstill >= STANDSTILL {
+        return Verdict::StoodStill(format!("{} s; {what}", standstill.as_secs()));
     }
     let seen = seen.unwrap_or_else(|error| format!("{error}\n{}", stage.machine.console_tail(6)));
-    let what = seen.lines().fold(what.clone(), |text, line| text + "\n    | " + line);
-    if matches!(verdict, Verdict::Error(_)) { Verdict::Error(what) } else { Verdict::Failure(what) }
+    let told = seen.lines().fold(what.clone(), |text, line| text + "\n    | " + line);
+    if matches!(verdict, Verdict::Error(_)) {
+        return Verdict::Error(told);
+    }
+    match falls(stage).lines().nth(nr_falls) {
+        Some(fell) => Verdict::Fell(format!("{fell}; {what}")),
+        None => Verdict::Failure(told),
+    }
 }
 
 /// How long a host may stand still before a story that failed meanwhile is told again: libxl gives a device ten seconds.
 const STANDSTILL: Duration = Duration::from_secs(5);
-
-/// What failed below a story since the machine had so many falls and had stood still for so long.
-fn what_failed_below(stage: &Stage, nr_falls: usize, stood_still: Duration) -> Option<String> {
-    let standstill = stage.machine.dom0.stood_still() - stood_still;
-    if standstill >= STANDSTILL {
-        return Some(format!("this host stood still for {} s", standstill.as_secs()));
-    }
-    falls(stage).lines().nth(nr_falls).map(str::to_owned)
-}
 
 /// Where guests fell with a triple fault in whose state the code segment and the instruction pointer are Xen's own: QEMU's
 /// translation of nested guests lets that happen now and then, and no guest can bring it about. A line each.
@@ -511,9 +514,9 @@ fn look_around(stage: &Stage) -> Result<String> {
     let script =
         "uptime; xl list; cd /var/log/xen; for log in guest-*.log; do echo \"$log:\"; tail -n 3 $log; done";
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let cpu = stage.machine.cpu_time().unwrap_or_default();
+    let cpu = stage.machine.cpu_time().map_or_else(|| "unknown".into(), |cpu| format!("{} s", cpu.as_secs()));
     let inside = stage.machine.dom0.run(script, SCENE_LIMIT)?;
-    Ok(format!("the host's load {}; the machine took {cpu:.0?} of it\n{}", load.trim(), inside.text))
+    Ok(format!("the host's load: {}; QEMU's processor time: {cpu}\n{}", load.trim(), inside.text))
 }
 
 /// Empties the folder of save files. A domain that is left is a failure.
