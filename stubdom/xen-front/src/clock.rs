@@ -23,10 +23,15 @@ impl Clock {
             let time = self.read();
             // SAFETY: every x86-64 processor has the instruction, and Xen lets PV guests use it.
             let tsc = unsafe { core::arch::x86_64::_rdtsc() };
-            if time.version & 1 == 0 && self.0.read::<u32>(TIME) == time.version {
+            if self.is_still(&time) {
                 return system_time(&time, tsc);
             }
         }
+    }
+
+    /// Tells whether the record was whole when it was read and has not changed since.
+    fn is_still(&self, time: &VcpuTimeInfo) -> bool {
+        time.version & 1 == 0 && self.0.read::<u32>(TIME + offset_of!(VcpuTimeInfo, version)) == time.version
     }
 
     /// Returns the seconds and nanoseconds of Xen's boot since the Unix epoch.
@@ -42,14 +47,19 @@ impl Clock {
         }
     }
 
+    /// Reads the record, the version before all else: [`Clock::now_ns`] reads the version again behind it.
     fn read(&self) -> VcpuTimeInfo {
-        let [tsc_shift, ..] = self.0.read::<u8>(TIME + offset_of!(VcpuTimeInfo, tsc_shift)).to_ne_bytes();
+        let version = self.0.read::<u32>(TIME + offset_of!(VcpuTimeInfo, version));
+        let tsc_timestamp = self.0.read::<u64>(TIME + offset_of!(VcpuTimeInfo, tsc_timestamp));
+        let system_time = self.0.read::<u64>(TIME + offset_of!(VcpuTimeInfo, system_time));
+        let tsc_to_system_mul = self.0.read::<u32>(TIME + offset_of!(VcpuTimeInfo, tsc_to_system_mul));
+        let [tsc_shift] = self.0.read::<[u8; 1]>(TIME + offset_of!(VcpuTimeInfo, tsc_shift));
         VcpuTimeInfo {
-            version: self.0.read::<u32>(TIME + offset_of!(VcpuTimeInfo, version)),
-            tsc_timestamp: self.0.read::<u64>(TIME + offset_of!(VcpuTimeInfo, tsc_timestamp)),
-            system_time: self.0.read::<u64>(TIME + offset_of!(VcpuTimeInfo, system_time)),
-            tsc_to_system_mul: self.0.read::<u32>(TIME + offset_of!(VcpuTimeInfo, tsc_to_system_mul)),
-            tsc_shift: i8::from_ne_bytes([tsc_shift]),
+            version,
+            tsc_timestamp,
+            system_time,
+            tsc_to_system_mul,
+            tsc_shift: tsc_shift.cast_signed(),
             ..VcpuTimeInfo::default()
         }
     }
@@ -73,6 +83,9 @@ fn system_time(time: &VcpuTimeInfo, tsc: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shared_mem::testing::{pages, view};
+    use core::sync::atomic::{AtomicBool, Ordering};
+    use std::boxed::Box;
 
     const HALF: u32 = 1 << 31;
 
@@ -106,5 +119,34 @@ mod tests {
     fn a_counter_behind_its_timestamp_is_no_time_ago() {
         let time = VcpuTimeInfo { tsc_timestamp: 1000, system_time: 5, ..VcpuTimeInfo::default() };
         assert_eq!(system_time(&time, 10), 5);
+    }
+
+    /// Another thread is Xen and writes two records in turns, in which no tick counts and shift equals time.
+    #[test]
+    fn a_record_that_changes_meanwhile_is_read_again() {
+        const NR_READS: u32 = 200_000;
+        let base = pages(1);
+        let (mut xen, clock) = (view(base, 1), Clock::new(Box::leak(Box::new(view(base, 1)))));
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for version in (2..u32::MAX).step_by(2) {
+                    let shift = u8::from(version % 4 == 0);
+                    xen.write(TIME + offset_of!(VcpuTimeInfo, version), version - 1);
+                    xen.write(TIME + offset_of!(VcpuTimeInfo, tsc_shift), [shift]);
+                    xen.write(TIME + offset_of!(VcpuTimeInfo, system_time), u64::from(shift));
+                    xen.write(TIME + offset_of!(VcpuTimeInfo, version), version);
+                    if done.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            });
+            let is_torn = |time: &VcpuTimeInfo| {
+                clock.is_still(time) && time.system_time != u64::from(time.tsc_shift.unsigned_abs())
+            };
+            let nr_torn = (0..NR_READS).filter(|_| is_torn(&clock.read())).count();
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(nr_torn, 0);
+        });
     }
 }
