@@ -5,7 +5,7 @@
 use migration::sample::{Entry, Writer};
 use migration::stream::RecordType;
 use std::path::Path;
-use xen_front::types::Gfn;
+use xen_abi::types::Gfn;
 
 fn main() -> std::io::Result<()> {
     for (target, inputs) in [("stream", &[0xff, 0xff][..]), ("restore", &[0xff, 0xff, 0])] {

@@ -16,7 +16,7 @@
 
 use crate::Hypercall;
 use serde::{Deserialize, Serialize};
-use xen_front::types::{Gfn, Mfn};
+use xen_abi::types::{Gfn, Mfn};
 
 /// Most [`Reserved`] runs that one exchange takes.
 pub const MAX_RESERVED: usize = 64;

@@ -19,8 +19,8 @@ pub use frame::{Deframer, FrameError, encode};
 pub use pace::Pace;
 pub use proof::{Proof, WrongToken};
 use serde::{Deserialize, Serialize};
+use xen_abi::types::{Domid, Gfn, Mfn};
 pub use xen_front::ledger::Hypercall;
-use xen_front::types::{Domid, Gfn, Mfn};
 
 /// Version of this protocol; both ends must be equal.
 pub const VERSION: u16 = 4;

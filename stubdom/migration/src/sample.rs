@@ -2,7 +2,7 @@
 
 use crate::stream::RecordType;
 use alloc::vec::Vec;
-use xen_front::types::{Gfn, PAGE_SIZE};
+use xen_abi::types::{Gfn, PAGE_SIZE};
 
 /// Length of both headers, in bytes.
 pub const HEADERS_BYTES: usize = 40;

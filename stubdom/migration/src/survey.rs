@@ -3,7 +3,7 @@
 //! **Takes** the frame behind every gfn, in order. **Gives** a word for each 2 MiB region, and how many 1 GiB regions are
 //! one run of machine memory. **Never** asks Xen: contiguity is read off the frames, not taken from a p2m type.
 
-use xen_front::types::{Mfn, Order};
+use xen_abi::types::{Mfn, Order};
 
 /// What backs a 2 MiB region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

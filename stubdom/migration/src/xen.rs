@@ -9,8 +9,8 @@
 pub use crate::session::Missing;
 pub use crate::stream::{BlobKind, Piece, TscInfo};
 use alloc::vec::Vec;
-pub use xen_front::errno::Errno;
-use xen_front::types::{Domid, Gfn, Gref, Mfn, Order, PAGE_SIZE};
+pub use xen_abi::errno::Errno;
+use xen_abi::types::{Domid, Gfn, Gref, Mfn, Order, PAGE_SIZE};
 
 /// How many frames the window holds, in 4 KiB pages: one batch of the stream (libxc's `MAX_BATCH_SIZE`).
 pub const WINDOW_FRAMES: usize = 1024;

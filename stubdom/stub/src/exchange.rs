@@ -11,9 +11,9 @@ use migration::exchange::{
     Alone, Blocker, Error, Exchange, Outcome, Plan, Refusal, Request, Reserved, Role, Swapping, repair,
 };
 use migration::xen::{Errno, XenExchange};
+use xen_abi::types::Mfn;
 use xen_front::clock::Clock;
 use xen_front::ledger;
-use xen_front::types::Mfn;
 
 /// What the stub answers.
 pub(crate) enum Reply {

@@ -3,8 +3,8 @@
 use alloc::format;
 use alloc::string::String;
 use control::nodes;
+use xen_abi::types::Domid;
 use xen_front::hypercall::sched::{self, Reason};
-use xen_front::types::Domid;
 use xen_front::xenstore::{Error, Xenstore};
 
 /// The node by which a toolstack asks a domain to end.

@@ -5,9 +5,9 @@
 use alloc::boxed::Box;
 use control::{BLOB_CHUNK_BYTES, Deframer, FrameError, FromStub, MAX_MESSAGE_BYTES, ToStub, encode};
 use core::fmt;
-use xen_front::errno::Errno;
+use xen_abi::errno::Errno;
+use xen_abi::types::Port;
 use xen_front::events::Events;
-use xen_front::types::Port;
 use xen_front::vchan::{Server, Status, VchanError};
 use xen_front::xenstore::{self, Xenstore};
 

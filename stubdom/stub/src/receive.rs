@@ -13,8 +13,8 @@ use control::{FromStub, Pace, Phase, Progress, Proof, Receive, Report, Stage, Wr
 use core::fmt;
 use migration::engine::{Config, Service};
 use migration::restore::{self, Restore};
+use xen_abi::types::{Gfn, Port};
 use xen_front::ledger;
-use xen_front::types::{Gfn, Port};
 
 /// Least time between two progress messages of one phase, in nanoseconds.
 const PROGRESS_NS: u64 = 200_000_000;

@@ -10,11 +10,11 @@ use core::ops::Range;
 
 use crate::net::Stream;
 use control::STREAM_VCHAN_PATH;
+use xen_abi::types::{Domid, Port};
 use xen_front::events::Events;
 use xen_front::grants::GrantTable;
 use xen_front::memory::Memory;
 use xen_front::shared_mem::SharedMem;
-use xen_front::types::{Domid, Port};
 use xen_front::vchan::{Error, Server, Status, VchanError};
 use xen_front::xenstore::Xenstore;
 

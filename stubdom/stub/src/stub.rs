@@ -13,15 +13,15 @@ use crate::target::TargetXen;
 use alloc::string::ToString;
 use control::{FromStub, MAX_TEXT_BYTES, Phase, Receive, Stage, ToStub, Transport, VCHAN_PATH, VERSION};
 use core::fmt;
+use xen_abi::errno::Errno;
+use xen_abi::types::{Domid, Port};
 use xen_front::boot::Domain;
 use xen_front::clock::Clock;
-use xen_front::errno::Errno;
 use xen_front::events::Events;
 use xen_front::grants::{self, GrantTable};
 use xen_front::memory::{self, Memory};
 use xen_front::net::Netfront;
 use xen_front::target::Target;
-use xen_front::types::{Domid, Port};
 use xen_front::vchan::{self, Server};
 use xen_front::xenstore::{self, Xenstore};
 

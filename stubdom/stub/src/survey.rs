@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use control::{BLOB_CHUNK_BYTES, FromStub, RegionKind};
 use migration::survey::{Backing, Giants, backing};
 use migration::xen::{Access, WINDOW_FRAMES, Xen};
-use xen_front::types::{Gfn, Mfn, Order};
+use xen_abi::types::{Gfn, Mfn, Order};
 
 /// Gfns of a region.
 const REGION_FRAMES: usize = 1 << 9;

@@ -7,6 +7,7 @@ pub(crate) use stages::Stages;
 
 use control::Stage;
 use migration::xen::{self, Access, EXCHANGE_FRAMES, Errno};
+use xen_abi::types::{Domid, Gfn, Gref, Mfn, Order};
 use xen_front::clock::Clock;
 use xen_front::hypercall::hvm;
 use xen_front::hypercall::memory::{self, Resource};
@@ -14,7 +15,6 @@ use xen_front::m2p::MachineToPhys;
 use xen_front::memory::{Error, Memory};
 use xen_front::shared_mem::SharedMem;
 use xen_front::target::Target;
-use xen_front::types::{Domid, Gfn, Gref, Mfn, Order};
 use xen_front::window::{self, Window};
 
 /// A version 1 grant entry: flags, the domain, the frame (`struct grant_entry_v1`).

@@ -7,7 +7,7 @@ use crate::ffi::xenctrl::{CPUID_LEAF_BYTES, MSR_ENTRY_BYTES, Xenctrl};
 use crate::libxl::Libxl;
 use control::{Apply, BlobKind};
 use std::fmt;
-use xen_front::types::Domid;
+use xen_abi::types::Domid;
 
 /// Longest blob; the HVM context of a guest with 128 vCPUs is about 1 MiB.
 const MAX_BLOB_BYTES: u32 = 4 << 20;

@@ -4,7 +4,7 @@ use crate::error::EXIT_CODES;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::time::Duration;
-use xen_front::types::Mfn;
+use xen_abi::types::Mfn;
 
 const INSTALL: &str = "\
 As libxl's save helper, for one command:

@@ -14,7 +14,7 @@ use control::ToStub;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use xen_front::types::Domid;
+use xen_abi::types::Domid;
 
 /// How long a stub may take to shut down before it is destroyed.
 const SHUTDOWN: Duration = Duration::from_secs(10);

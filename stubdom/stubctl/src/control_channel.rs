@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
-use xen_front::types::Domid;
+use xen_abi::types::Domid;
 
 /// How often a silent stub is looked at.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(500);

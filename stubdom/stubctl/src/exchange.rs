@@ -18,7 +18,7 @@ use crate::standstill::{Care, Stood};
 use control::exchange::{self as wire, Exchanged, Prepared, Reason, Scope, Swapped, Swapping};
 use control::{FromStub, ToStub};
 use std::time::{Duration, Instant};
-use xen_front::types::{Gfn, Mfn, Order};
+use xen_abi::types::{Gfn, Mfn, Order};
 
 /// A region that no guest uses: above hvmloader's tables and below the I/O APIC (`hvmloader/config.h`), and below libxc's
 /// special pages, so that it is never the guest's highest.

@@ -3,7 +3,7 @@
 //! **Takes** the words of `XEN_SYSCTL_page_offline_op`. **Gives** types. **Never** drops a bit that decides something.
 
 use std::fmt;
-use xen_front::types::Domid;
+use xen_abi::types::Domid;
 
 // `PG_OFFLINE_STATUS_*`: answers of the query (`xen/sysctl.h`).
 const STATUS_OFFLINED: u32 = 1 << 1;

@@ -18,7 +18,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::str::FromStr;
-use xen_front::types::Domid;
+use xen_abi::types::Domid;
 
 /// `XC_STREAM_PLAIN` (`xenguest.h`); the others are Remus and COLO, whose checkpoints the stub refuses.
 const XC_STREAM_PLAIN: u32 = 0;

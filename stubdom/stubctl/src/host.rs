@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::ffi::xenctrl::Xenctrl;
 use crate::ffi::xenstore::{Store, StoreError};
 use crate::interrupt::Interrupt;
-use xen_front::types::Domid;
+use xen_abi::types::Domid;
 
 /// The handles that nearly everything needs.
 pub(crate) struct Host {

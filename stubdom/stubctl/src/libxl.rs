@@ -5,7 +5,7 @@
 
 use log::{Level, Log, Metadata, Record};
 use std::io::{self, Read, Write};
-use xen_front::types::Gfn;
+use xen_abi::types::Gfn;
 
 /// What libxl prints in front of our lines.
 const CONTEXT: &str = "stubctl";

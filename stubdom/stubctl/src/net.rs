@@ -10,7 +10,7 @@ use std::io;
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use xen_front::types::Domid;
+use xen_abi::types::Domid;
 
 /// What is wrong with the bridge.
 #[derive(Debug)]

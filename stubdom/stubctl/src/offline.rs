@@ -32,7 +32,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
-use xen_front::types::{Domid, Mfn};
+use xen_abi::types::{Domid, Mfn};
 
 /// Takes all frames offline; gives the exit code of the worst verdict.
 pub(crate) fn run(host: &Host, arguments: &OfflineArguments) -> Result<ExitCode, Error> {

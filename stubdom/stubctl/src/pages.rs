@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::frame::{Owner, State};
 use crate::host::Host;
 use serde_json::{Value, json};
-use xen_front::types::{Domid, Mfn};
+use xen_abi::types::{Domid, Mfn};
 
 /// Frames asked for in one call; one that is no memory spoils the call, which is halved then.
 const CHUNK: u64 = 4096;

@@ -16,7 +16,7 @@ use std::net::SocketAddrV6;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use xen_front::types::Domid;
+use xen_abi::types::Domid;
 
 /// What keeps a stub from starting.
 #[derive(Clone, Debug, PartialEq, Eq)]

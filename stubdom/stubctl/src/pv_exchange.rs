@@ -17,7 +17,7 @@ use migration::exchange_pv::{
 };
 use migration::xen::Errno;
 use std::time::Duration;
-use xen_front::types::{Domid, Mfn, Pfn};
+use xen_abi::types::{Domid, Mfn, Pfn};
 
 /// What came of a frame.
 pub(crate) type Outcome = Result<Exchanged, ExchangeError>;

@@ -16,7 +16,7 @@ use crate::ffi::xenctrl::XenError;
 use crate::host::{Host, home};
 use std::fmt;
 use std::time::{Duration, Instant};
-use xen_front::types::{Domid, Port};
+use xen_abi::types::{Domid, Port};
 
 /// How long a guest may take to suspend.
 const PATIENCE: Duration = Duration::from_secs(60);

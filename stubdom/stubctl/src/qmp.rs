@@ -12,7 +12,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
-use xen_front::types::Domid;
+use xen_abi::types::Domid;
 
 /// Longest time for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -12,7 +12,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use xen_front::types::Gfn;
+use xen_abi::types::Gfn;
 
 const DIRECTORY: &str = "/var/lib/xen-stubdom";
 

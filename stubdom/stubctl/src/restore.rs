@@ -23,7 +23,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
-use xen_front::types::{Domid, Gfn};
+use xen_abi::types::{Domid, Gfn};
 
 /// How long a stub may be silent, and take nothing, before it says what is wrong with a stream that broke off: it may
 /// have as much before it as the way to it holds.

@@ -3,7 +3,7 @@
 //! libxl starts it as `HELPER --save-domain FD RECV_FD DOMID ...` (`libxl_save_callout.c`), whichever program that is.
 
 use std::fs;
-use xen_front::types::Domid;
+use xen_abi::types::Domid;
 
 /// The process that saves this guest.
 pub(crate) fn saver_of(guest: Domid) -> Option<u32> {

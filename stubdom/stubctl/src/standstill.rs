@@ -23,7 +23,7 @@ pub(crate) use record::Lock;
 use record::Record;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use xen_front::types::{Domid, Gfn};
+use xen_abi::types::{Domid, Gfn};
 
 /// Holds a guest's standstills, its raised `maxmem` and what its stub is doing together.
 pub(crate) struct Care<'a> {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
-use xen_front::types::Domid;
+use xen_abi::types::Domid;
 
 const PERIOD: Duration = Duration::from_secs(1);
 /// Clears a terminal and goes to its first line.

@@ -12,7 +12,7 @@ use crate::host::Host;
 use crate::pair::{self, PairError, Stub};
 use control::{FromStub, RegionKind, ToStub};
 use serde_json::{Value, json};
-use xen_front::types::{Domid, Gfn, Order};
+use xen_abi::types::{Domid, Gfn, Order};
 
 /// A survey as far as it came.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use migration::exchange_pv::Exchanged;
 use serde_json::{Value, json};
 use std::fmt;
 use std::time::Duration;
-use xen_front::types::{Domid, Mfn};
+use xen_abi::types::{Domid, Mfn};
 
 /// How a frame ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,7 +20,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
-use xen_front::types::Mfn;
+use xen_abi::types::Mfn;
 
 /// Most bytes taken from a growing file at once.
 const CHUNK_BYTES: u64 = 1 << 20;

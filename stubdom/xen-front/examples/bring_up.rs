@@ -9,11 +9,11 @@
 
 use core::hint::black_box;
 
+use xen_abi::types::Mfn;
 use xen_front::boot::Domain;
 use xen_front::clock::Clock;
 use xen_front::hypercall::sched::{self, Reason};
 use xen_front::m2p::MachineToPhys;
-use xen_front::types::Mfn;
 use xen_front::xenstore::Xenstore;
 
 xen_front::entry!(include_str!("../../../boot/start.S"), run);

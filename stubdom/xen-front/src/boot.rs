@@ -3,18 +3,20 @@
 
 use alloc::boxed::Box;
 
-use crate::abi;
 use crate::clock::Clock;
 use crate::console;
-use crate::errno::Errno;
 use crate::events::Events;
 use crate::hypercall::vcpu;
 use crate::memory::{self, Memory};
-use crate::pte::Flags;
 use crate::shared_mem::SharedMem;
 use crate::start_info::{self, StartInfo};
 use crate::traps;
-use crate::types::{Mfn, PAGE_SIZE, Port};
+use xen_abi::abi;
+/// What the domain builder wrote, for [`entry!`](crate::entry).
+pub use xen_abi::abi::StartInfo as RawStartInfo;
+use xen_abi::errno::Errno;
+use xen_abi::pte::Flags;
+use xen_abi::types::{Mfn, PAGE_SIZE, Port};
 
 /// The image's own addresses, as the entry's assembly hands them over.
 #[derive(Clone, Copy, Debug)]
@@ -133,7 +135,7 @@ macro_rules! entry {
         ::core::arch::global_asm!($asm, start = sym xen_front_start, options(att_syntax));
 
         extern "C" fn xen_front_start(
-            start_info: *const $crate::abi::StartInfo,
+            start_info: *const $crate::boot::RawStartInfo,
             image: *const $crate::boot::Image,
         ) -> ! {
             let main: fn($crate::boot::Domain) -> ! = $main;

@@ -3,8 +3,8 @@
 
 use core::mem::offset_of;
 
-use crate::abi::{SharedInfo, VcpuInfo, VcpuTimeInfo};
 use crate::shared_mem::SharedMem;
+use xen_abi::abi::{SharedInfo, VcpuInfo, VcpuTimeInfo};
 
 const TIME: usize = offset_of!(SharedInfo, vcpu_info) + offset_of!(VcpuInfo, time);
 

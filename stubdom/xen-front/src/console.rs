@@ -10,13 +10,13 @@ use core::sync::atomic::{Ordering, fence};
 use log::{LevelFilter, Log, Metadata, Record};
 use spin::Mutex;
 
-use crate::abi::{XENCONS_IN_BYTES, XENCONS_OUT_BYTES};
-use crate::byte_ring as ring;
 use crate::clock::Clock;
 use crate::events::Events;
 use crate::hypercall::event_channel;
 use crate::shared_mem::SharedMem;
-use crate::types::Port;
+use xen_abi::abi::{XENCONS_IN_BYTES, XENCONS_OUT_BYTES};
+use xen_abi::byte_ring as ring;
+use xen_abi::types::Port;
 
 /// How long a write waits for a daemon that does not read, in nanoseconds.
 pub const PATIENCE_NS: u64 = 100_000_000;

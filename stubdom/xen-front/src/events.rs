@@ -2,11 +2,11 @@
 
 use core::mem::offset_of;
 
-use crate::abi::SharedInfo;
-use crate::errno::Errno;
 use crate::hypercall::sched;
 use crate::shared_mem::SharedMem;
-use crate::types::Port;
+use xen_abi::abi::SharedInfo;
+use xen_abi::errno::Errno;
+use xen_abi::types::Port;
 
 const PENDING: usize = offset_of!(SharedInfo, evtchn_pending);
 

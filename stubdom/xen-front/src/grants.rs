@@ -2,12 +2,12 @@
 
 use alloc::vec::Vec;
 
-use crate::abi::{GNTTAB_NR_RESERVED_ENTRIES, GRANT_ENTRY_V1_BYTES, GTF_permit_access, GTF_readonly};
-use crate::errno::Errno;
 use crate::hypercall::grant_table;
 use crate::memory::{self, Memory};
 use crate::shared_mem::SharedMem;
-use crate::types::{Gref, Mfn, PAGE_SIZE};
+use xen_abi::abi::{GNTTAB_NR_RESERVED_ENTRIES, GRANT_ENTRY_V1_BYTES, GTF_permit_access, GTF_readonly};
+use xen_abi::errno::Errno;
+use xen_abi::types::{Gref, Mfn, PAGE_SIZE};
 
 mod lease;
 

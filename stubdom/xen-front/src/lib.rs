@@ -14,24 +14,17 @@
 //! fn run(domain: xen_front::boot::Domain) -> ! { /* … */ }
 //! ```
 //!
-//! The crate compiles for any x86-64 target, so that its types and its pure parts (rings, page table entries, parsers)
-//! serve tools and tests on a host as well; hypercalls work only in a PV guest's kernel.
-//!
-//! Numbers and layouts are from Xen's public headers (`xen/include/public`); constants keep their C names.
+//! The crate compiles for any x86-64 target, so that its pure parts (rings, parsers) are tested on a host; hypercalls
+//! work only in a PV guest's kernel. Xen's numbers and layouts are those of [`xen_abi`].
 #![no_std]
 
 extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
-pub mod abi;
-#[cfg(test)]
-mod abi_test;
 pub mod boot;
-pub mod byte_ring;
 pub mod clock;
 pub mod console;
-pub mod errno;
 pub mod events;
 pub mod grants;
 pub mod heap;
@@ -42,15 +35,12 @@ mod mem;
 pub mod memory;
 pub mod net;
 pub mod panic;
-pub mod pte;
 pub mod ring;
 pub mod run_time;
 pub mod shared_mem;
 pub mod start_info;
 pub mod target;
 mod traps;
-pub mod types;
 pub mod vchan;
 pub mod window;
-pub mod xenbus;
 pub mod xenstore;

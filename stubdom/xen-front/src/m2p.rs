@@ -1,9 +1,9 @@
 //! The machine-to-phys table: from a machine frame to the frame of its owner, in one load.
 
-use crate::errno::Errno;
 use crate::hypercall::memory;
 use crate::traps::probe_load;
-use crate::types::{Gfn, Mfn};
+use xen_abi::errno::Errno;
+use xen_abi::types::{Gfn, Mfn};
 
 /// Values that stand for "no frame" (`INVALID_M2P_ENTRY`) and for a shared frame (`SHARED_M2P_ENTRY`).
 const NO_FRAME: core::ops::RangeInclusive<u64> = u64::MAX - 1..=u64::MAX;

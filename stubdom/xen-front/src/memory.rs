@@ -10,15 +10,15 @@ use alloc::boxed::Box;
 use core::ops::Range;
 use core::ptr::NonNull;
 
-use crate::abi::{MMU_NORMAL_PT_UPDATE, MmuUpdate};
 use crate::boot::Image;
-use crate::errno::Errno;
 use crate::heap;
 use crate::hypercall::{memory, mmu};
-use crate::pte::{self, Flags, NR_ENTRIES, Pte};
 use crate::shared_mem::SharedMem;
 use crate::start_info::StartInfo;
-use crate::types::{Domid, Mfn, PAGE_SIZE};
+use xen_abi::abi::{MMU_NORMAL_PT_UPDATE, MmuUpdate};
+use xen_abi::errno::Errno;
+use xen_abi::pte::{self, Flags, NR_ENTRIES, Pte};
+use xen_abi::types::{Domid, Mfn, PAGE_SIZE};
 
 /// The bytes that one L1 table maps.
 const L1_SPAN: usize = PAGE_SIZE * NR_ENTRIES;

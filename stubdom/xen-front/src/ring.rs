@@ -18,18 +18,12 @@
 )]
 
 use crate::shared_mem::SharedMem;
-use crate::types::PAGE_SIZE;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, fence};
+use xen_abi::sring::{REQ_EVENT, REQ_PROD, RING, RSP_EVENT, RSP_PROD, nr_slots, slot_bytes};
+use xen_abi::types::PAGE_SIZE;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
-
-// Offsets of `struct NAME_sring`.
-pub(crate) const REQ_PROD: usize = 0;
-pub(crate) const REQ_EVENT: usize = 4;
-pub(crate) const RSP_PROD: usize = 8;
-pub(crate) const RSP_EVENT: usize = 12;
-pub(crate) const RING: usize = 64;
 
 /// What is wrong with a ring: the peer claims responses to requests that nobody made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,15 +65,10 @@ pub struct FrontRing<Req, Rsp> {
 
 impl<Req: IntoBytes + Immutable, Rsp: FromBytes> FrontRing<Req, Rsp> {
     /// How many slots the ring has (`__RING_SIZE`).
-    pub const NR_SLOTS: u32 = {
-        let slot = Self::SLOT_BYTES;
-        let fit = (PAGE_SIZE - RING) / slot;
-        1 << fit.ilog2()
-    };
+    pub const NR_SLOTS: u32 = nr_slots::<Req, Rsp>();
 
     /// A slot holds a request or a response (`union NAME_sring_entry`).
-    pub(crate) const SLOT_BYTES: usize =
-        if size_of::<Req>() > size_of::<Rsp>() { size_of::<Req>() } else { size_of::<Rsp>() };
+    const SLOT_BYTES: usize = slot_bytes::<Req, Rsp>();
 
     /// Initialises the ring in a page (`XEN_FRONT_RING_INIT`).
     ///

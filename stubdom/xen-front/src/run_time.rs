@@ -7,11 +7,11 @@ use core::ptr::NonNull;
 
 use alloc::boxed::Box;
 
-use crate::abi::{RUNSTATE_running, VcpuRunstateInfo};
 use crate::clock::Clock;
-use crate::errno::Errno;
 use crate::hypercall::vcpu;
 use crate::shared_mem::SharedMem;
+use xen_abi::abi::{RUNSTATE_running, VcpuRunstateInfo};
+use xen_abi::errno::Errno;
 
 const ENTERED: usize = offset_of!(VcpuRunstateInfo, state_entry_time);
 const RUNNING: usize = offset_of!(VcpuRunstateInfo, time) + RUNSTATE_running * size_of::<u64>();

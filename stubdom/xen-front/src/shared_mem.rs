@@ -162,10 +162,10 @@ pub(crate) mod testing {
     //! Pages that a test and the code under test share, as two domains would.
 
     use super::SharedMem;
-    use crate::types::PAGE_SIZE;
     use core::cell::UnsafeCell;
     use core::ptr::NonNull;
     use std::boxed::Box;
+    use xen_abi::types::PAGE_SIZE;
 
     #[repr(align(4096))]
     struct Page(#[expect(dead_code, reason = "only its address is used")] UnsafeCell<[u8; PAGE_SIZE]>);
@@ -186,7 +186,7 @@ pub(crate) mod testing {
 #[cfg(test)]
 mod tests {
     use super::testing::{pages, view};
-    use crate::types::PAGE_SIZE;
+    use xen_abi::types::PAGE_SIZE;
 
     #[test]
     fn what_one_side_writes_the_other_reads() {

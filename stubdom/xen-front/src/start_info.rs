@@ -2,8 +2,8 @@
 
 use core::fmt;
 
-use crate::abi;
-use crate::types::{Mfn, PAGE_SIZE, Port};
+use xen_abi::abi;
+use xen_abi::types::{Mfn, PAGE_SIZE, Port};
 
 /// A ring page that dom0's daemons share with us, and its event channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,10 +2,10 @@
 
 use core::fmt;
 
-use crate::abi::DOMID_FIRST_RESERVED;
-use crate::errno::Errno;
 use crate::hypercall::mmu;
-use crate::types::Domid;
+use xen_abi::abi::DOMID_FIRST_RESERVED;
+use xen_abi::errno::Errno;
+use xen_abi::types::Domid;
 
 /// A living domain other than the caller: what is done to it cannot touch the caller's own memory.
 ///

@@ -5,10 +5,10 @@ use core::arch::{global_asm, naked_asm};
 
 use spin::Once;
 
-use crate::abi::{FLAT_RING3_CS64, TrapInfo, VcpuInfo};
-use crate::errno::Errno;
 use crate::hypercall::trap::set_trap_table;
 use crate::shared_mem::SharedMem;
+use xen_abi::abi::{FLAT_RING3_CS64, TrapInfo, VcpuInfo};
+use xen_abi::errno::Errno;
 
 /// Where a page fault's address is found (`vcpu_info[0].arch.cr2`); a panic must reach it.
 static SHARED_INFO: Once<&'static SharedMem> = Once::new();

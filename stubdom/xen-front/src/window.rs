@@ -15,15 +15,15 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use crate::abi::{MMU_NORMAL_PT_UPDATE, MMU_PT_UPDATE_NO_TRANSLATE, MmuUpdate};
-use crate::errno::Errno;
 use crate::hypercall::mmu;
 use crate::mem;
 use crate::memory::{Error, Memory, Region};
-use crate::pte::{self, Flags, NR_ENTRIES, Pte};
 use crate::shared_mem::SharedMem;
 use crate::target::Target;
-use crate::types::{Gfn, Mfn, PAGE_SIZE};
+use xen_abi::abi::{MMU_NORMAL_PT_UPDATE, MMU_PT_UPDATE_NO_TRANSLATE, MmuUpdate};
+use xen_abi::errno::Errno;
+use xen_abi::pte::{self, Flags, NR_ENTRIES, Pte};
+use xen_abi::types::{Gfn, Mfn, PAGE_SIZE};
 
 /// What may be done to a frame through the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

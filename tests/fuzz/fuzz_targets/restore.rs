@@ -5,7 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use migration::engine::{Config, Service};
 use migration::fake::{FakeDom0, FakeXen};
 use migration::restore::Restore;
-use xen_front::types::{Domid, Port};
+use xen_abi::types::{Domid, Port};
 
 const HOST_FRAMES: u64 = 4096;
 const MAX_PAGES: u64 = 3000;

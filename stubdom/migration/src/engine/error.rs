@@ -4,7 +4,7 @@ use crate::plan;
 use crate::stream::BlobKind;
 use crate::xen::Errno;
 use core::fmt;
-use xen_front::types::{Gfn, Gref, Order};
+use xen_abi::types::{Gfn, Gref, Order};
 
 /// Why the target cannot be completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use crate::session::Use;
 use crate::stream::{BATCH_PAGES, MAX_PARAMS, Param, Run, Unbacked};
 use crate::xen::{Access, Broker, Errno, WINDOW_FRAMES, Xen};
 use alloc::vec::Vec;
-use xen_front::types::{Domid, Gfn, Gref, Order, PAGE_SHIFT, PAGE_SIZE, Port};
+use xen_abi::types::{Domid, Gfn, Gref, Order, PAGE_SHIFT, PAGE_SIZE, Port};
 
 pub use error::Error;
 

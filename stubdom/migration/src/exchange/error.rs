@@ -3,7 +3,7 @@
 use super::Refusal;
 use crate::xen::Errno;
 use core::fmt;
-use xen_front::types::{Gfn, Mfn};
+use xen_abi::types::{Gfn, Mfn};
 
 /// Why a frame was not exchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 //! Source: `xen/include/public/grant_table.h`.
 
 use core::ops::Range;
-use xen_front::types::{Gfn, Gref};
+use xen_abi::types::{Gfn, Gref};
 
 /// Which layout the table has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

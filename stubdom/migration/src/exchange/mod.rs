@@ -34,7 +34,7 @@ use crate::xen::{Access, EXCHANGE_FRAMES, Errno, PageType, XenExchange};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
-use xen_front::types::{Gfn, Mfn, Order};
+use xen_abi::types::{Gfn, Mfn, Order};
 
 pub use error::{Error, Step};
 pub use plan::{Alone, Blocker, Plan, Refusal, Reserved, Role, Survey};

@@ -2,7 +2,7 @@
 
 use super::{ATTEMPTS, Error, Exchange, NEW, OLD, Outcome, Step, WAITING, populate, retry};
 use crate::xen::{Errno, PageType, XenExchange};
-use xen_front::types::{Mfn, Order};
+use xen_abi::types::{Mfn, Order};
 
 impl Exchange {
     /// Copies the page to the one that waits, and moves that over it.

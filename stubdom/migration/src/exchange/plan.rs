@@ -3,7 +3,7 @@
 use crate::xen::{Errno, PageType};
 use alloc::vec::Vec;
 use core::fmt;
-use xen_front::types::{Gfn, Gref, Mfn, Order};
+use xen_abi::types::{Gfn, Gref, Mfn, Order};
 
 /// Why a page must stay where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use super::{ATTEMPTS, Error, SCRATCH_PAGES, Step, decrease, region};
 use crate::xen::{Access, Errno, XenExchange};
 use alloc::vec;
 use alloc::vec::Vec;
-use xen_front::types::{Gfn, Mfn, Order};
+use xen_abi::types::{Gfn, Mfn, Order};
 
 /// A swap of a superpage that may have been under way: a copy waits while the superpage itself is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

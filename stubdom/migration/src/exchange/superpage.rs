@@ -5,7 +5,7 @@ use super::{
 };
 use crate::xen::{Errno, XenExchange};
 use alloc::vec::Vec;
-use xen_front::types::{Gfn, Mfn, Order};
+use xen_abi::types::{Gfn, Mfn, Order};
 
 impl Exchange {
     /// Takes the superpage away, populates another at its place and copies; falls back on the one that waits.

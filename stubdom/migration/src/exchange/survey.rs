@@ -11,7 +11,7 @@ use crate::xen::{Errno, PageType, XenExchange};
 use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
-use xen_front::types::{Gfn, PAGE_SIZE};
+use xen_abi::types::{Gfn, PAGE_SIZE};
 
 impl Exchange {
     /// Learns all that decides about the frame and the region around it.

@@ -5,7 +5,7 @@ use crate::xen::Xen;
 use alloc::string::ToString;
 use proptest::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use xen_front::types::Gref;
+use xen_abi::types::Gref;
 
 /// Where a new superpage may wait: past the guest.
 const SCRATCH_REGION: Gfn = Gfn::new(0x1000);

@@ -5,7 +5,7 @@ use super::{Error, Facts, PvGuest, Step, Table, Update, WORDS, Words, mapped, wi
 use crate::xen::Errno;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use xen_front::types::{Mfn, Pfn};
+use xen_abi::types::{Mfn, Pfn};
 
 /// How often a step is tried that has to succeed.
 const ATTEMPTS: u32 = 3;

@@ -2,7 +2,7 @@
 
 use crate::xen::Errno;
 use core::fmt;
-use xen_front::types::{Gref, Mfn, Pfn};
+use xen_abi::types::{Gref, Mfn, Pfn};
 
 /// Why a frame was not exchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 //! The bytes are the guest's own and any value may stand there.
 
 use alloc::collections::BTreeMap;
-use xen_front::types::{Gref, Mfn};
+use xen_abi::types::{Gref, Mfn};
 
 /// `GTF_type_mask`.
 const GTF_TYPE_MASK: u16 = 3;

@@ -29,7 +29,7 @@ mod tests;
 use crate::xen::Errno;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
-use xen_front::types::{Gref, Mfn, Pfn};
+use xen_abi::types::{Gref, Mfn, Pfn};
 
 pub use engine::{Exchanged, Exchanger};
 pub use error::{Error, Refusal, Role, Step};

@@ -7,7 +7,7 @@ use super::{Error, FRAME_MASK, PvGuest, WORDS, Words, mapped};
 use crate::xen::Errno;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use xen_front::types::{Mfn, Pfn};
+use xen_abi::types::{Mfn, Pfn};
 
 /// Where a guest says that its p2m is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use crate::xen::Errno;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
-use xen_front::types::{Mfn, Pfn};
+use xen_abi::types::{Mfn, Pfn};
 
 /// How far the numbering of a guest may exceed its size, in pages: the hole below 4 GiB.
 const NUMBERING_SLACK: u64 = 1 << 20;

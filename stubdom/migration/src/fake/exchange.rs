@@ -3,7 +3,7 @@
 use super::{Call, FakeXen, Offline};
 use crate::xen::{Access, Errno, PageType, XenExchange};
 use alloc::vec::Vec;
-use xen_front::types::{Gfn, Gref, Mfn, Order, PAGE_SIZE};
+use xen_abi::types::{Gfn, Gref, Mfn, Order, PAGE_SIZE};
 
 /// What a guest has Xen keep in a page of its, which Xen pins for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

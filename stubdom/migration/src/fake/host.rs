@@ -3,7 +3,7 @@
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
-use xen_front::types::{Mfn, Order, PAGE_SIZE};
+use xen_abi::types::{Mfn, Order, PAGE_SIZE};
 
 const NR_ORDERS: usize = Order::PAGE_1G.raw() as usize + 1;
 

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 use core::fmt;
-use xen_front::types::Order;
+use xen_abi::types::Order;
 
 /// One call and what it came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use crate::xen::{Access, EXCHANGE_FRAMES, Errno, PageType, WINDOW_FRAMES, Xen};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
-use xen_front::types::{Domid, Gfn, Gref, Mfn, Order, PAGE_SIZE};
+use xen_abi::types::{Domid, Gfn, Gref, Mfn, Order, PAGE_SIZE};
 
 pub use dom0::FakeDom0;
 pub use exchange::Pinned;

@@ -11,7 +11,7 @@ use crate::xen::Errno;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
-use xen_front::types::{Mfn, Pfn};
+use xen_abi::types::{Mfn, Pfn};
 
 /// Pages of the guest.
 pub const NR_PAGES: u64 = 1200;

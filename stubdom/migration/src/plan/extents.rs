@@ -3,7 +3,7 @@
 use super::map::REGION_LEN;
 use alloc::vec::Vec;
 use core::fmt;
-use xen_front::types::{Gfn, Order};
+use xen_abi::types::{Gfn, Order};
 
 /// Most extents in one list of a plan.
 pub const MAX_EXTENTS: usize = 1024;

@@ -3,7 +3,7 @@
 use super::map::{Map, Shape, region_of, region_start};
 use super::{Plan, Population};
 use core::ops::Range;
-use xen_front::types::{Gfn, Order};
+use xen_abi::types::{Gfn, Order};
 
 /// No hole.
 const NOWHERE: Range<Gfn> = Gfn::new(0)..Gfn::new(0);

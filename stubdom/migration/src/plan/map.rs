@@ -3,7 +3,7 @@
 use super::Error;
 use alloc::vec::Vec;
 use core::ops::Range;
-use xen_front::types::{Gfn, Order};
+use xen_abi::types::{Gfn, Order};
 
 /// Frames of 4 GiB: the most by which holes below 4 GiB can push a guest's memory up.
 const FRAMES_4G: u64 = 1 << 20;

@@ -28,7 +28,7 @@ use alloc::vec::Vec;
 use backoff::Backoff;
 use core::fmt;
 use map::{GIANT_FRAMES, Map, REGION_FRAMES, Shape};
-use xen_front::types::{Gfn, Order};
+use xen_abi::types::{Gfn, Order};
 
 pub use extents::{MAX_EXTENTS, Outcome, Plan};
 

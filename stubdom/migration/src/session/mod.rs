@@ -13,7 +13,7 @@
 
 use crate::stream::{Item, Param, Piece, RecordType, Run, TscInfo, Version};
 use core::fmt;
-use xen_front::types::Gfn;
+use xen_abi::types::Gfn;
 
 /// Which policies the stream did not bring (`XGR_SDD_MISSING_*`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

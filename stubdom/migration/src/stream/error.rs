@@ -2,7 +2,7 @@
 
 use super::RecordType;
 use core::fmt;
-use xen_front::types::Gfn;
+use xen_abi::types::Gfn;
 
 /// Where in a stream something stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! What the bytes of a stream say.
 
 use super::RecordType;
-use xen_front::types::Gfn;
+use xen_abi::types::Gfn;
 
 /// What the two headers say, once they are found sound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

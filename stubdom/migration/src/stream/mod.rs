@@ -21,7 +21,7 @@ mod item;
 mod record;
 
 use alloc::vec::Vec;
-use xen_front::types::{Gfn, PAGE_SIZE};
+use xen_abi::types::{Gfn, PAGE_SIZE};
 
 pub use error::{Error, Fault, Place};
 use gather::Gather;
@@ -47,7 +47,7 @@ pub const MAX_PARAMS: u32 = 64;
 const MAX_LISTED_PAGES: usize = (MAX_RECORD_BYTES as usize - ENTRY_BYTES) / (PAGE_SIZE + ENTRY_BYTES);
 
 const ENTRY_BYTES: usize = 8;
-const PAGE_BYTES: u32 = 1 << xen_front::types::PAGE_SHIFT;
+const PAGE_BYTES: u32 = 1 << xen_abi::types::PAGE_SHIFT;
 
 /// Where the parser is; numbers count what is still to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,7 +189,7 @@ impl Parser {
         let shift = u16::from_le_bytes([s0, s1]);
         let reserved = u16::from_le_bytes([r0, r1]);
         self.ensure(guest == GUEST_HVM, 16, Fault::GuestType { got: guest })?;
-        self.ensure(u32::from(shift) == xen_front::types::PAGE_SHIFT, 12, Fault::PageShift { got: shift })?;
+        self.ensure(u32::from(shift) == xen_abi::types::PAGE_SHIFT, 12, Fault::PageShift { got: shift })?;
         self.ensure(reserved == 0, 10, Fault::Reserved { got: reserved.into() })?;
         let xen = (u32::from_le_bytes([a0, a1, a2, a3]), u32::from_le_bytes([i0, i1, i2, i3]));
         self.state = State::RecordHeader;

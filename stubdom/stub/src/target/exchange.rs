@@ -5,10 +5,10 @@ use alloc::vec;
 use alloc::vec::Vec;
 use migration::exchange::grants::{Version, find_granted};
 use migration::xen::{Access, Errno, PageType, XenExchange};
+use xen_abi::types::{Gfn, Gref, Mfn, PAGE_SIZE};
 use xen_front::hypercall::hvm::{self, MemType};
 use xen_front::hypercall::memory::{self, Resource};
 use xen_front::hypercall::{dm_op, grant_table};
-use xen_front::types::{Gfn, Gref, Mfn, PAGE_SIZE};
 use xen_front::window;
 
 /// Frames of a table of version 2, 256 entries each, to one of its status, 2,048 words (`grant_to_status_frames`).

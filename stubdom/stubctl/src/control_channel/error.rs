@@ -7,7 +7,7 @@ use control::FrameError;
 use std::fmt;
 use std::io;
 use std::time::Duration;
-use xen_front::types::Domid;
+use xen_abi::types::Domid;
 
 /// How a stub's domain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,7 +169,7 @@ impl From<XenError> for ControlError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use xen_front::types::Mfn;
+    use xen_abi::types::Mfn;
 
     #[test]
     fn a_stub_that_is_gone_is_not_said_to_have_ended_by_itself() {

@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::host::{Host, home};
 use crate::qmp::Qmp;
 use control::exchange::{Reserved, Role};
-use xen_front::types::{Domid, Gfn};
+use xen_abi::types::{Domid, Gfn};
 
 /// libxc's special pages, which HVM parameters name (`xg_dom_x86.c`).
 const SPECIAL_PAGES: u64 = 0xfeff0;

@@ -6,7 +6,7 @@
 use std::ffi::{c_int, c_uint, c_void};
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
-use xen_front::types::{Domid, Port};
+use xen_abi::types::{Domid, Port};
 
 #[repr(C)]
 struct XenEvtchn {

@@ -8,7 +8,7 @@ use super::xenctrl::XenError;
 use migration::exchange_pv::{WORDS, Words};
 use std::ffi::{c_int, c_uint, c_void};
 use std::ptr::{self, NonNull};
-use xen_front::types::{Domid, Mfn};
+use xen_abi::types::{Domid, Mfn};
 
 #[repr(C)]
 struct XenForeignMemory {

@@ -4,7 +4,7 @@
 use super::xenctrl::{XcInterface, XenError, Xenctrl, done};
 use std::ffi::{c_int, c_ulong};
 use std::ptr::{self, NonNull};
-use xen_front::types::{Domid, Mfn};
+use xen_abi::types::{Domid, Mfn};
 
 #[link(name = "xenctrl")]
 unsafe extern "C" {

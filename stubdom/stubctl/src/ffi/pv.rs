@@ -12,7 +12,7 @@ use migration::exchange_pv::{PageType, Table, Update};
 use std::ffi::{c_int, c_uint, c_void};
 use std::ptr::{self, NonNull};
 use std::slice;
-use xen_front::types::{Domid, Mfn, Pfn, Port};
+use xen_abi::types::{Domid, Mfn, Pfn, Port};
 
 /// `struct mmuext_op`.
 #[repr(C)]

@@ -13,7 +13,7 @@ pub(crate) use out_ring::{Nonsense, OutRing};
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
-use xen_front::types::Domid;
+use xen_abi::types::Domid;
 
 /// `struct libxenvchan_ring`.
 #[repr(C)]

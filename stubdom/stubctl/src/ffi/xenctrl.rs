@@ -10,7 +10,7 @@ use std::cell::OnceCell;
 use std::ffi::{c_int, c_uint, c_void};
 use std::fmt;
 use std::ptr::{self, NonNull};
-use xen_front::types::{Domid, Gfn, Mfn};
+use xen_abi::types::{Domid, Gfn, Mfn};
 
 /// `xen_domctl_getdomaininfo_t` (`xen/domctl.h`, interface version 0x15).
 #[repr(C)]

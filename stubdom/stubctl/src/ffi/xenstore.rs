@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::slice;
 use std::str::FromStr;
-use xen_front::types::Domid;
+use xen_abi::types::Domid;
 
 const XBT_NULL: u32 = 0;
 const XS_PERM_NONE: c_uint = 0;

@@ -9,7 +9,7 @@ use crate::ffi::sys::Polled;
 use crate::ffi::vchan::{Nonsense, OutRing, Vchan};
 use std::io::{self, ErrorKind};
 use std::os::fd::BorrowedFd;
-use xen_front::types::Domid;
+use xen_abi::types::Domid;
 
 /// The part of the ring that is read at once: a fourth, so that the stub works on one part while the next is read.
 const NR_PARTS: usize = 4;

@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
-use xen_front::types::Domid;
+use xen_abi::types::Domid;
 
 /// One byte of it stands for each guest.
 const LOCK_FILE: &str = "/run/stubctl-care.lock";
@@ -128,7 +128,7 @@ fn node(guest: Domid) -> String {
 mod tests {
     use super::*;
     use control::exchange::Swapping;
-    use xen_front::types::{Gfn, Mfn};
+    use xen_abi::types::{Gfn, Mfn};
 
     #[test]
     fn a_record_survives_its_text() {

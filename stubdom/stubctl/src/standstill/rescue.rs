@@ -15,7 +15,7 @@ use control::exchange::Repair;
 use control::{FromStub, ToStub};
 use std::io;
 use std::time::{Duration, Instant};
-use xen_front::types::Domid;
+use xen_abi::types::Domid;
 
 /// How long a stub may take for a step that was under way when it lost its stubctl.
 const STEP: Duration = Duration::from_secs(20);

@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use xen_front::types::{Mfn, PAGE_SHIFT};
+use xen_abi::types::{Mfn, PAGE_SHIFT};
 
 /// Errors of one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,10 +7,10 @@
 use core::sync::atomic::{Ordering, fence};
 
 use super::{Access, GrantTable};
-use crate::abi::{GRANT_ENTRY_V1_BYTES, GTF_reading, GTF_writing};
 use crate::memory::Pages;
 use crate::shared_mem::SharedMem;
-use crate::types::{Domid, Gref};
+use xen_abi::abi::{GRANT_ENTRY_V1_BYTES, GTF_reading, GTF_writing};
+use xen_abi::types::{Domid, Gref};
 
 /// A grant entry whose domain, frame and kind of access are set; whether it permits anything changes at will.
 #[derive(Debug)]

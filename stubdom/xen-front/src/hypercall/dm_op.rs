@@ -2,12 +2,12 @@
 #![allow(unsafe_code, reason = "hypercalls; their arguments live on the stack")]
 
 use super::raw::{address, call};
-use crate::abi::*;
-use crate::errno::Errno;
 use crate::hypercall::hvm::MemType;
 use crate::ledger::Hypercall;
 use crate::target::Target;
-use crate::types::Gfn;
+use xen_abi::abi::*;
+use xen_abi::errno::Errno;
+use xen_abi::types::Gfn;
 
 /// Marks `nr` frames from `first` dirty in the target's log, if one is kept.
 pub fn modified_memory(target: Target, first: Gfn, nr: u32) -> Result<(), Errno> {

@@ -4,11 +4,11 @@
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::raw::{address_mut, call};
-use crate::abi::*;
-use crate::errno::Errno;
 use crate::ledger::Hypercall;
 use crate::target::Target;
-use crate::types::Gfn;
+use xen_abi::abi::*;
+use xen_abi::errno::Errno;
+use xen_abi::types::Gfn;
 
 /// Interface versions with the same layout of what is read here: Xen 4.17 to 4.22.
 const VERSIONS: core::ops::RangeInclusive<u32> = 0x15..=0x18;

@@ -2,10 +2,10 @@
 #![allow(unsafe_code, reason = "hypercalls; their arguments live on the stack")]
 
 use super::raw::{address_mut, call};
-use crate::abi::*;
-use crate::errno::Errno;
 use crate::ledger::Hypercall;
-use crate::types::{Domid, Port};
+use xen_abi::abi::*;
+use xen_abi::errno::Errno;
+use xen_abi::types::{Domid, Port};
 
 /// Allocates a port of our own that `remote` may bind to.
 pub fn alloc_unbound(remote: Domid) -> Result<Port, Errno> {

@@ -2,11 +2,11 @@
 #![allow(unsafe_code, reason = "hypercalls; their arguments live on the stack")]
 
 use super::raw::{address_mut, call};
-use crate::abi::*;
-use crate::errno::Errno;
 use crate::ledger::Hypercall;
 use crate::target::Target;
-use crate::types::Mfn;
+use xen_abi::abi::*;
+use xen_abi::errno::Errno;
+use xen_abi::types::Mfn;
 
 /// Sets our own grant table up with `mfns.len()` frames and names their machine frames.
 pub fn setup_table(mfns: &mut [Mfn]) -> Result<(), Errno> {

@@ -2,11 +2,11 @@
 #![allow(unsafe_code, reason = "hypercalls; their arguments live on the stack")]
 
 use super::raw::{address_mut, call};
-use crate::abi::*;
-use crate::errno::Errno;
 use crate::ledger::Hypercall;
 use crate::target::Target;
-use crate::types::Gfn;
+use xen_abi::abi::*;
+use xen_abi::errno::Errno;
+use xen_abi::types::Gfn;
 
 /// Sets parameter `index` (`HVM_PARAM_*`) of the target.
 pub fn set_param(target: Target, index: u32, value: u64) -> Result<(), Errno> {

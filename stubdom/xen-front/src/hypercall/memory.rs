@@ -2,11 +2,11 @@
 #![allow(unsafe_code, reason = "hypercalls; each block names why its call cannot touch our own memory")]
 
 use super::raw::{address, address_mut, call};
-use crate::abi::*;
-use crate::errno::Errno;
 use crate::ledger::Hypercall;
 use crate::target::Target;
-use crate::types::{Domid, Gfn, Mfn, Order};
+use xen_abi::abi::*;
+use xen_abi::errno::Errno;
+use xen_abi::types::{Domid, Gfn, Mfn, Order};
 
 /// Populates extents of `order` at `gfns` of the target; returns how many, from the first, Xen could populate.
 ///

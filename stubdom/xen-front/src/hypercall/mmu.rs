@@ -2,11 +2,11 @@
 #![allow(unsafe_code, reason = "hypercalls that change our own page tables")]
 
 use super::raw::{address, address_mut, call};
-use crate::abi::*;
-use crate::errno::Errno;
 use crate::ledger::Hypercall;
-use crate::pte::Pte;
-use crate::types::Domid;
+use xen_abi::abi::*;
+use xen_abi::errno::Errno;
+use xen_abi::pte::Pte;
+use xen_abi::types::Domid;
 
 /// Writes page table entries in one batch; `foreign` owns the frames that the new entries name.
 ///

@@ -4,8 +4,8 @@
 use core::arch::asm;
 use core::ffi::c_void;
 
-use crate::errno::Errno;
 use crate::ledger::{self, Hypercall};
+use xen_abi::errno::Errno;
 
 /// Makes hypercall `nr` with up to five arguments, unused ones 0.
 ///

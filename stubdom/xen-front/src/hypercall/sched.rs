@@ -2,10 +2,10 @@
 #![allow(unsafe_code, reason = "hypercalls; their arguments live on the stack")]
 
 use super::raw::{address, call};
-use crate::abi::*;
-use crate::errno::Errno;
 use crate::ledger::Hypercall;
-use crate::types::Port;
+use xen_abi::abi::*;
+use xen_abi::errno::Errno;
+use xen_abi::types::Port;
 
 /// Sleeps until one of `ports` is pending or system time reaches `timeout_ns`; 0 means no timeout.
 ///

@@ -2,9 +2,9 @@
 #![allow(unsafe_code, reason = "a hypercall that says where exceptions go")]
 
 use super::raw::{address, call};
-use crate::abi::*;
-use crate::errno::Errno;
 use crate::ledger::Hypercall;
+use xen_abi::abi::*;
+use xen_abi::errno::Errno;
 
 /// Sets the exception handlers; the table ends with an entry whose address is 0.
 ///

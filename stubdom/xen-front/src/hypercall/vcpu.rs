@@ -2,9 +2,9 @@
 #![allow(unsafe_code, reason = "hypercalls; one makes Xen write to memory of ours")]
 
 use super::raw::{address, call};
-use crate::abi::*;
-use crate::errno::Errno;
 use crate::ledger::Hypercall;
+use xen_abi::abi::*;
+use xen_abi::errno::Errno;
 
 /// Stops the 100 Hz timer that Xen starts for every PV vCPU: an idle domain must not wake.
 pub fn stop_periodic_timer() -> Result<(), Errno> {

@@ -2,9 +2,9 @@
 #![allow(unsafe_code, reason = "a hypercall without memory effects")]
 
 use super::raw::call;
-use crate::abi::*;
-use crate::errno::Errno;
 use crate::ledger::Hypercall;
+use xen_abi::abi::*;
+use xen_abi::errno::Errno;
 
 /// Returns Xen's version, major and minor.
 pub fn version() -> Result<(u16, u16), Errno> {

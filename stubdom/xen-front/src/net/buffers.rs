@@ -19,9 +19,9 @@
 )]
 
 use crate::grants::Lease;
-use crate::types::{Gref, PAGE_SIZE};
 use alloc::boxed::Box;
 use core::ptr::NonNull;
+use xen_abi::types::{Gref, PAGE_SIZE};
 
 /// A row of pages, the first of which are granted one by one.
 #[derive(Debug)]

@@ -17,12 +17,12 @@
     )
 )]
 
-use super::abi::{
+use super::{MAX_FRAME_PAGES, NR_RX_SLOTS, NetError};
+use xen_abi::netif::{
     ExtraInfo, RxFlags, RxResponse, XEN_NETIF_EXTRA_FLAG_MORE, XEN_NETIF_EXTRA_TYPE_GSO,
     XEN_NETIF_EXTRA_TYPE_HASH,
 };
-use super::{MAX_FRAME_PAGES, NR_RX_SLOTS, NetError};
-use crate::types::PAGE_SIZE;
+use xen_abi::types::PAGE_SIZE;
 
 /// `XEN_NETIF_EXTRA_TYPE_XDP`, newer than Xen 4.17's header: how much room the back end left in front of the data.
 const XEN_NETIF_EXTRA_TYPE_XDP: u8 = 5;

@@ -14,7 +14,7 @@
     )
 )]
 
-use crate::xenbus::State;
+use xen_abi::xenbus::State;
 
 /// The next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,15 +8,15 @@ use super::buffers::Buffers;
 use super::rx::{Frame, NR_RX_PAGES, RxQueue};
 use super::tx::{NR_TX_PAGES, TxPages, TxQueue};
 use super::{NR_RX_SLOTS, NetError};
-use crate::errno::Errno;
 use crate::grants::{Access, GrantTable, Lease};
 use crate::hypercall::event_channel;
 use crate::memory::{Memory, Pages};
 use crate::ring::{FrontRing, Notify};
-use crate::types::{Domid, Gref, Port};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ops::Range;
+use xen_abi::errno::Errno;
+use xen_abi::types::{Domid, Gref, Port};
 
 // Where what lies in the front end's pages.
 const TX_RING: usize = 0;

@@ -8,7 +8,6 @@
 //! What a back end writes is copied and checked before it means anything; a frame's bytes are looked at only after the
 //! back end has lost access to them.
 
-pub mod abi;
 mod buffers;
 mod error;
 mod frame;
@@ -24,10 +23,10 @@ pub use tx::{TxCounters, TxQueue};
 
 use crate::grants::Lease;
 use crate::memory::Memory;
-use crate::types::Port;
 use alloc::string::String;
 use alloc::vec::Vec;
 use link::{Link, LinkPages};
+use xen_abi::types::Port;
 use xenbus::Backend;
 
 /// Slots, and so buffers, of the receive ring.

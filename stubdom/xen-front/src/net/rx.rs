@@ -15,13 +15,13 @@
     )
 )]
 
-use super::abi::{RxFlags, RxRequest, RxResponse};
 use super::buffers::Buffers;
 use super::frame::{Assembly, Fragment, Placed, Step, close_up};
 use super::{MAX_FRAME_PAGES, NR_RX_SLOTS, NetError};
 use crate::grants::Lease;
 use crate::ring::{FrontRing, Notify};
 use alloc::boxed::Box;
+use xen_abi::netif::{RxFlags, RxRequest, RxResponse};
 
 /// The most slots of one frame, extras included.
 const MAX_FRAME_SLOTS: usize = MAX_FRAME_PAGES + super::frame::MAX_EXTRAS;

@@ -15,11 +15,11 @@
 )]
 
 use super::NetError;
-use super::abi::{TxFlags, TxRequest, TxResponse};
 use crate::ring::{FrontRing, Notify};
-use crate::types::{Gref, PAGE_SIZE};
 use alloc::boxed::Box;
 use core::ptr::NonNull;
+use xen_abi::netif::{TxFlags, TxRequest, TxResponse};
+use xen_abi::types::{Gref, PAGE_SIZE};
 
 /// Room for one frame, in bytes.
 pub(super) const TX_BUFFER_BYTES: usize = 2048;

@@ -13,13 +13,13 @@
 use super::handshake::{Action, Ends};
 use super::link::{self, Link};
 use super::{Mac, Netfront};
-use crate::errno::Errno;
 use crate::grants::GrantTable;
-use crate::types::Domid;
-use crate::xenbus::State;
 use crate::xenstore::{Error, Xenstore};
 use alloc::format;
 use alloc::string::String;
+use xen_abi::errno::Errno;
+use xen_abi::types::Domid;
+use xen_abi::xenbus::State;
 
 /// What we offer and ask for, besides rings and event channels (`xen/include/public/io/netif.h`).
 ///

@@ -1,9 +1,10 @@
 //! A back end for tests: the other half of the ring, as wilful as a test wants it.
 
-use super::{FrontRing, REQ_EVENT, REQ_PROD, RING, RSP_EVENT, RSP_PROD};
+use super::FrontRing;
 use crate::shared_mem::SharedMem;
 use crate::shared_mem::testing::{pages, view};
 use core::marker::PhantomData;
+use xen_abi::sring::{REQ_EVENT, REQ_PROD, RING, RSP_EVENT, RSP_PROD};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// The back end of a ring.

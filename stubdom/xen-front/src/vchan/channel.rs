@@ -17,39 +17,14 @@
     )
 )]
 
-use crate::byte_ring;
 use crate::ring::Notify;
 use crate::shared_mem::SharedMem;
-use crate::types::Gref;
 use core::fmt;
 use core::mem::offset_of;
 use core::sync::atomic::{Ordering, fence};
-
-/// `VCHAN_NOTIFY_WRITE`: send an event when data was written.
-pub(crate) const VCHAN_NOTIFY_WRITE: u8 = 1;
-/// `VCHAN_NOTIFY_READ`: send an event when data was read.
-pub(crate) const VCHAN_NOTIFY_READ: u8 = 2;
-
-/// `struct ring_shared`.
-#[repr(C)]
-pub(crate) struct RingShared {
-    pub(crate) cons: u32,
-    pub(crate) prod: u32,
-}
-
-/// `struct vchan_interface`, up to its list of grants.
-#[repr(C)]
-pub(crate) struct VchanInterface {
-    pub(crate) left: RingShared,
-    pub(crate) right: RingShared,
-    pub(crate) left_order: u16,
-    pub(crate) right_order: u16,
-    pub(crate) cli_live: u8,
-    pub(crate) srv_live: u8,
-    pub(crate) cli_notify: u8,
-    pub(crate) srv_notify: u8,
-    pub(crate) grants: [u32; 0],
-}
+use xen_abi::byte_ring;
+use xen_abi::types::Gref;
+use xen_abi::vchan::{RingShared, VCHAN_NOTIFY_READ, VCHAN_NOTIFY_WRITE, VchanInterface};
 
 const LEFT: usize = offset_of!(VchanInterface, left);
 const RIGHT: usize = offset_of!(VchanInterface, right);
@@ -243,7 +218,7 @@ struct ByteRing {
 
 impl ByteRing {
     fn new(mem: SharedMem) -> Self {
-        assert!(mem.len().is_power_of_two() && mem.len() >= crate::types::PAGE_SIZE, "a ring is 2^n pages");
+        assert!(mem.len().is_power_of_two() && mem.len() >= xen_abi::types::PAGE_SIZE, "a ring is 2^n pages");
         Self { mem, index: 0 }
     }
 

@@ -10,18 +10,18 @@
 
 pub(crate) mod channel;
 
-use crate::errno::Errno;
 use crate::grants::{Access, GrantTable, Lease};
 use crate::hypercall::event_channel;
 use crate::memory::{Memory, Pages};
 use crate::ring::Notify;
 use crate::shared_mem::SharedMem;
-use crate::types::{Domid, PAGE_SHIFT, PAGE_SIZE, Port};
 use crate::xenstore::{self, Xenstore};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use channel::{Channel, Client};
+use xen_abi::errno::Errno;
+use xen_abi::types::{Domid, PAGE_SHIFT, PAGE_SIZE, Port};
 
 pub use channel::VchanError;
 

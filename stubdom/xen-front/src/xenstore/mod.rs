@@ -14,30 +14,23 @@
     )
 )]
 
-pub(crate) mod wire;
+mod wire;
 
-use crate::abi::XENSTORE_RING_SIZE;
 use crate::boot::RingPage;
-use crate::byte_ring as ring;
-use crate::errno::Errno;
 use crate::events::Events;
 use crate::hypercall::event_channel;
 use crate::shared_mem::SharedMem;
-use crate::types::Port;
 use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{Ordering, fence};
-use wire::{Collector, Header, Kind};
-
-// `struct xenstore_domain_interface`.
-pub(crate) const REQ: usize = 0;
-pub(crate) const RSP: usize = XENSTORE_RING_SIZE;
-pub(crate) const REQ_CONS: usize = 2 * XENSTORE_RING_SIZE;
-pub(crate) const REQ_PROD: usize = REQ_CONS + 4;
-pub(crate) const RSP_CONS: usize = REQ_CONS + 8;
-pub(crate) const RSP_PROD: usize = REQ_CONS + 12;
+use wire::{Collector, Header};
+use xen_abi::abi::XENSTORE_RING_SIZE;
+use xen_abi::byte_ring as ring;
+use xen_abi::errno::Errno;
+use xen_abi::types::Port;
+use xen_abi::xs_wire::{Kind, REQ, REQ_CONS, REQ_PROD, RSP, RSP_CONS, RSP_PROD, XENSTORE_PAYLOAD_MAX};
 
 /// Watch events that wait for the caller; more are dropped with a log line.
 const MAX_EVENTS: usize = 64;
@@ -59,7 +52,7 @@ impl fmt::Display for Error {
             Self::Refused(errno) => write!(f, "xenstore: {errno}"),
             Self::Broken => write!(f, "xenstore: the daemon broke the protocol"),
             Self::TooLong(len) => {
-                write!(f, "xenstore: message of {len} bytes, expected at most {}", wire::MAX_PAYLOAD)
+                write!(f, "xenstore: message of {len} bytes, expected at most {}", XENSTORE_PAYLOAD_MAX)
             }
         }
     }

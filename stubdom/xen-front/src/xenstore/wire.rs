@@ -11,30 +11,13 @@
 )]
 
 use super::Error;
-use crate::errno::Errno;
 use alloc::string::String;
 use alloc::vec::Vec;
-
-/// `XENSTORE_PAYLOAD_MAX`, in bytes.
-pub(super) const MAX_PAYLOAD: usize = 4096;
+use xen_abi::errno::Errno;
+use xen_abi::xs_wire::{Kind, XENSTORE_PAYLOAD_MAX};
 
 /// Size of `struct xsd_sockmsg`, in bytes.
 const HEADER_BYTES: usize = 16;
-
-/// The message types that are used here (`enum xsd_sockmsg_type`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub(crate) enum Kind {
-    Read = 2,
-    Watch = 4,
-    Unwatch = 5,
-    TransactionStart = 6,
-    TransactionEnd = 7,
-    Write = 11,
-    Rm = 13,
-    WatchEvent = 15,
-    Error = 16,
-}
 
 /// `struct xsd_sockmsg`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +31,7 @@ pub(super) struct Header {
 impl Header {
     /// Makes the header of a request with `len` bytes behind it; `None` if that is too much.
     pub(super) fn new(kind: Kind, id: u32, transaction: u32, len: usize) -> Option<Self> {
-        let len = u32::try_from(len).ok().filter(|_| len <= MAX_PAYLOAD)?;
+        let len = u32::try_from(len).ok().filter(|_| len <= XENSTORE_PAYLOAD_MAX)?;
         Some(Self { kind: kind as u32, id, transaction, len })
     }
 
@@ -106,7 +89,8 @@ impl Collector {
         if self.filled < HEADER_BYTES {
             return Ok(None);
         }
-        let len = usize::try_from(header.len).ok().filter(|&len| len <= MAX_PAYLOAD).ok_or(header.len)?;
+        let len =
+            usize::try_from(header.len).ok().filter(|&len| len <= XENSTORE_PAYLOAD_MAX).ok_or(header.len)?;
         self.buffer.resize(HEADER_BYTES.saturating_add(len), 0);
         if self.filled < self.buffer.len() {
             return Ok(None);
@@ -169,7 +153,7 @@ mod tests {
         let header = Header::new(Kind::Write, 7, 3, 5).expect("short");
         assert_eq!(header.to_bytes(), [11, 0, 0, 0, 7, 0, 0, 0, 3, 0, 0, 0, 5, 0, 0, 0]);
         assert_eq!(Header::from_bytes(&header.to_bytes()), Some(header));
-        assert_eq!(Header::new(Kind::Write, 7, 3, MAX_PAYLOAD + 1), None);
+        assert_eq!(Header::new(Kind::Write, 7, 3, XENSTORE_PAYLOAD_MAX + 1), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::fake::{Call, Page};
 use crate::plan::Census;
 use crate::xen::Errno;
 use alloc::vec;
-use xen_front::types::Gref;
+use xen_abi::types::Gref;
 
 /// What a target is, as far as a guest can tell.
 fn memory(xen: &FakeXen) -> Vec<(Gfn, Option<Page>)> {

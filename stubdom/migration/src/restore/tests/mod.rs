@@ -10,7 +10,7 @@ use crate::stream::RecordType;
 use crate::xen::Missing;
 use alloc::string::ToString;
 use alloc::vec::Vec;
-use xen_front::types::{Domid, Gfn, Order, PAGE_SIZE, Port};
+use xen_abi::types::{Domid, Gfn, Order, PAGE_SIZE, Port};
 
 /// Frames of the usual host: 64 MiB.
 const HOST_FRAMES: u64 = 1 << 14;

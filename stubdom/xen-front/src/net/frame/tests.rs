@@ -8,8 +8,7 @@ fn data(slot: u16, status: i16, flags: RxFlags) -> RxResponse {
 }
 
 fn extra(kind: u8, flags: u8) -> RxResponse {
-    let extra =
-        ExtraInfo { kind, flags, u: [1448, u16::from(super::super::abi::XEN_NETIF_GSO_TYPE_TCPV6), 0] };
+    let extra = ExtraInfo { kind, flags, u: [1448, u16::from(xen_abi::netif::XEN_NETIF_GSO_TYPE_TCPV6), 0] };
     zerocopy::transmute!(extra)
 }
 

@@ -2,13 +2,13 @@
 
 use super::*;
 use crate::grants::{Access, Lease};
-use crate::net::abi::{ExtraInfo, XEN_NETIF_EXTRA_TYPE_GSO};
 use crate::ring::RingError;
 use crate::ring::testing::{BackRing, pair};
 use crate::shared_mem::SharedMem;
 use crate::shared_mem::testing::{pages, view};
-use crate::types::{Gref, PAGE_SIZE};
 use std::vec::Vec;
+use xen_abi::netif::{ExtraInfo, XEN_NETIF_EXTRA_TYPE_GSO};
+use xen_abi::types::{Gref, PAGE_SIZE};
 
 const FIRST_GREF: u32 = 8;
 

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::shared_mem::testing::{pages, view};
-use crate::types::PAGE_SIZE;
 use std::vec::Vec;
+use xen_abi::types::PAGE_SIZE;
 
 /// libxenvchan's client, as far as the shared memory goes.
 struct TestClient {

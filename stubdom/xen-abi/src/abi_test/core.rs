@@ -171,8 +171,7 @@ fn hvm(rows: &mut Vec<Row>) {
 /// Xenstore's ring and the device states, which their own modules state.
 fn xenbus(rows: &mut Vec<Row>) {
     use crate::xenbus::State;
-    use crate::xenstore::wire::Kind;
-    use crate::xenstore::{REQ, REQ_CONS, REQ_PROD, RSP, RSP_CONS, RSP_PROD};
+    use crate::xs_wire::{Kind, REQ, REQ_CONS, REQ_PROD, RSP, RSP_CONS, RSP_PROD, XENSTORE_PAYLOAD_MAX};
     constants!(
         rows,
         "offsetof(struct xenstore_domain_interface, req)" = REQ,
@@ -181,6 +180,7 @@ fn xenbus(rows: &mut Vec<Row>) {
         "offsetof(struct xenstore_domain_interface, req_prod)" = REQ_PROD,
         "offsetof(struct xenstore_domain_interface, rsp_cons)" = RSP_CONS,
         "offsetof(struct xenstore_domain_interface, rsp_prod)" = RSP_PROD,
+        "XENSTORE_PAYLOAD_MAX" = XENSTORE_PAYLOAD_MAX,
         "XS_READ" = Kind::Read,
         "XS_WATCH" = Kind::Watch,
         "XS_UNWATCH" = Kind::Unwatch,

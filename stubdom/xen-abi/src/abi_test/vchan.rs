@@ -1,7 +1,7 @@
 //! `io/libxenvchan.h`.
 
 use super::{Row, constants, layout};
-use crate::vchan::channel::{RingShared, VCHAN_NOTIFY_READ, VCHAN_NOTIFY_WRITE, VchanInterface};
+use crate::vchan::{RingShared, VCHAN_NOTIFY_READ, VCHAN_NOTIFY_WRITE, VchanInterface};
 use std::vec::Vec;
 
 pub(super) fn rows() -> Vec<Row> {

@@ -1,6 +1,6 @@
 //! The ABI test: every size, offset and constant that this crate states, against Xen's own C headers.
 //!
-//! Each room lists [`Row`]s: a C expression and the value that Rust has for it. One C program prints what the
+//! Each header has a module that lists [`Row`]s: a C expression and the value that Rust has for it. One C program prints what the
 //! compiler makes of the expressions; each must be equal. A wrong field order or a misread header shows here, not on
 //! a running host.
 
@@ -87,7 +87,7 @@ fn values_in_c(rows: &[Row]) -> Vec<u64> {
         PathBuf::from("/usr/include/xen/xen.h").exists(),
         "Xen's headers are missing: install libxen-dev"
     );
-    let dir = std::env::temp_dir().join(format!("xen-front-abi-{}", std::process::id()));
+    let dir = std::env::temp_dir().join(format!("xen-abi-{}", std::process::id()));
     std::fs::create_dir_all(&dir).expect("a folder for the C program");
     let (source, binary) = (dir.join("abi.c"), dir.join("abi"));
     std::fs::write(&source, program(rows)).expect("the C program is written");

@@ -1,7 +1,7 @@
 //! `io/netif.h`.
 
 use super::{Row, constants, layout};
-use crate::net::abi::*;
+use crate::netif::*;
 use std::vec::Vec;
 
 pub(super) fn rows() -> Vec<Row> {

@@ -48,7 +48,10 @@ impl Errno {
     }
 
     /// Splits what a hypercall left in `rax` into a value and an error.
-    pub(crate) fn check(rax: i64) -> Result<u64, Self> {
+    ///
+    /// # Errors
+    /// The hypercall's.
+    pub fn check(rax: i64) -> Result<u64, Self> {
         match u64::try_from(rax) {
             Ok(value) => Ok(value),
             Err(_) => Err(Self(i32::try_from(rax.unsigned_abs()).unwrap_or(i32::MAX))),
