@@ -14,7 +14,7 @@
 //! finishes by itself. When the stub dies, stubctl starts another and has it [`Repair`]: a page alone is never gone from
 //! the guest, and of a superpage a copy waits before it goes.
 
-use crate::Hypercall;
+use crate::Hypercalls;
 use serde::{Deserialize, Serialize};
 use xen_abi::types::{Gfn, Mfn};
 
@@ -131,8 +131,8 @@ pub struct Swapped {
     pub outcome: Outcome,
     /// How long it took by the stub's clock, in nanoseconds.
     pub ns: u64,
-    /// Calls of each [`Hypercall`], by its index.
-    pub nr_hypercalls: [u64; Hypercall::ALL.len()],
+    /// Hypercalls by kind.
+    pub nr_hypercalls: Hypercalls,
 }
 
 /// How an exchange came out.

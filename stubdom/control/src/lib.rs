@@ -11,16 +11,17 @@
 
 pub mod exchange;
 mod frame;
+mod hypercalls;
 pub mod nodes;
 mod pace;
 mod proof;
 
 pub use frame::{Deframer, FrameError, encode};
+pub use hypercalls::Hypercalls;
 pub use pace::Pace;
 pub use proof::{Proof, WrongToken};
 use serde::{Deserialize, Serialize};
 use xen_abi::types::{Domid, Gfn, Mfn};
-pub use xen_front::ledger::Hypercall;
 
 /// Version of this protocol; both ends must be equal.
 pub const VERSION: u16 = 4;
@@ -340,8 +341,8 @@ pub struct Report {
     pub nr_mismatches: u64,
     /// The first of them.
     pub mismatches: [Option<Gfn>; MAX_MISMATCHES],
-    /// Calls of each [`Hypercall`], by its index.
-    pub nr_hypercalls: [u64; Hypercall::ALL.len()],
+    /// Hypercalls by kind.
+    pub nr_hypercalls: Hypercalls,
     /// Nanoseconds of processor time in each [`Stage`], by its index, Xen's own work in it included.
     pub stage_ns: [u64; Stage::ALL.len()],
 }

@@ -57,3 +57,11 @@ fn the_longest_blob_piece_fits_a_message() {
         FromStub::Blob { kind: BlobKind::HvmContext, total: u32::MAX, offset: u32::MAX, bytes: &bytes };
     assert!(encode(&message, &mut out).is_ok());
 }
+
+#[test]
+fn counts_of_hypercalls_are_nine_numbers_on_the_wire() {
+    let counts = Hypercalls { populate_physmap: 1, mmu_update: 200, other: 3, ..Hypercalls::default() };
+    let mut out = [0; 32];
+    let bytes = postcard::to_slice(&counts, &mut out).unwrap();
+    assert_eq!(bytes, [1, 0, 0, 0xc8, 0x01, 0, 0, 0, 0, 3]);
+}

@@ -3,6 +3,7 @@
 //! **Takes** stubctl's commands. **Gives** the answer to each. **Never** leaves the target otherwise than whole: whatever
 //! happens to stubctl, the exchange under way is finished from where it is.
 
+use crate::calls;
 use crate::target::TargetXen;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -93,11 +94,10 @@ impl Service {
     /// Swaps; the target stands still. `None` without an exchange under way.
     pub(crate) fn swap(&mut self, xen: &mut TargetXen, clock: Clock) -> Option<Reply> {
         let exchange = self.exchange.as_mut()?;
-        let (began_ns, calls) = (clock.now_ns(), ledger::counts());
+        let (began_ns, before) = (clock.now_ns(), ledger::counts());
         let result = exchange.swap(xen);
         let ns = clock.now_ns().saturating_sub(began_ns);
-        let now = ledger::counts();
-        let nr_hypercalls = core::array::from_fn(|kind| now[kind] - calls[kind]);
+        let nr_hypercalls = calls::on_wire(&ledger::counts().since(&before));
         Some(match result {
             Ok(outcome) => Reply::Swapped(wire::Swapped { outcome: on_wire(outcome), ns, nr_hypercalls }),
             Err(error) => error.into(),

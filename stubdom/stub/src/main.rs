@@ -8,6 +8,7 @@
 extern crate alloc;
 
 mod broker;
+mod calls;
 mod exchange;
 mod life;
 mod link;

@@ -4,6 +4,7 @@
 //! reason why not. **Never** copies a page but once: from the receive buffer into the target's frame.
 
 use crate::broker::Dom0;
+use crate::calls;
 use crate::link::Link;
 use crate::net::Net;
 use crate::ring::Ring;
@@ -44,7 +45,7 @@ impl fmt::Display for ReceiveError {
 pub(crate) struct Reception {
     proof: Proof,
     restore: Box<Restore>,
-    calls_before: [u64; ledger::NR_KINDS],
+    calls_before: ledger::Counts,
     stages_before_ns: [u64; Stage::ALL.len()],
     pace: Pace,
 }
@@ -165,7 +166,7 @@ impl Reception {
             nr_given_back: tally.nr_given_back,
             nr_mismatches: tally.nr_mismatches,
             mismatches: core::array::from_fn(|nr| tally.mismatches.get(nr).copied().flatten()),
-            nr_hypercalls: self.calls(),
+            nr_hypercalls: calls::on_wire(&ledger::counts().since(&self.calls_before)),
             stage_ns: self.stage_ns(xen),
         };
         if target.nr_owned != target.nr_expected {
@@ -194,11 +195,6 @@ impl Reception {
         };
         let nr_bytes = self.restore.place().offset;
         Progress { phase, nr_bytes, nr_pages: tally.nr_pages, pass: tally.pass }
-    }
-
-    fn calls(&self) -> [u64; ledger::NR_KINDS] {
-        let now = ledger::counts();
-        core::array::from_fn(|kind| now[kind] - self.calls_before[kind])
     }
 
     fn stage_ns(&self, xen: &TargetXen) -> [u64; Stage::ALL.len()] {

@@ -5,7 +5,6 @@ use crate::exchange::Exchange;
 use crate::frame::State;
 use crate::standstill::rescue::AGAIN;
 use crate::xen_version::XenVersion;
-use control::Hypercall;
 use control::exchange::{Outcome, Prepared, Reason, Scope};
 use migration::exchange_pv::Exchanged;
 use serde_json::{Value, json};
@@ -165,12 +164,11 @@ impl Verdict {
                 Self::new(mfn, Kind::Held, "held", &still_held(&done, &which))
             }
         };
-        let calls: u64 = exchange.swapped.nr_hypercalls.iter().sum();
-        let by_kind: serde_json::Map<String, Value> =
-            (Hypercall::ALL.iter().zip(exchange.swapped.nr_hypercalls))
-                .filter(|(_, nr)| *nr > 0)
-                .map(|(kind, nr)| (kind.as_str().to_owned(), nr.into()))
-                .collect();
+        let counts = exchange.swapped.nr_hypercalls.by_name();
+        let calls = counts.iter().fold(0_u64, |sum, (_, nr)| sum.saturating_add(*nr));
+        let by_kind: serde_json::Map<String, Value> = (counts.iter().filter(|(_, nr)| *nr > 0))
+            .map(|&(name, nr)| (name.to_owned(), nr.into()))
+            .collect();
         verdict.details = Some(json!({
             "gfn": gfn.raw(),
             "new_mfn": exchange.done.as_ref().ok().map(|done| done.new.raw()),

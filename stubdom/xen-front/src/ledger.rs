@@ -28,38 +28,28 @@ pub enum Hypercall {
     Other,
 }
 
-impl Hypercall {
-    /// Every kind, in the order of [`counts`].
-    pub const ALL: [Self; NR_KINDS] = [
-        Self::PopulatePhysmap,
-        Self::DecreaseReservation,
-        Self::MemoryOther,
-        Self::MmuUpdate,
-        Self::MmuOther,
-        Self::Hvm,
-        Self::EventChannel,
-        Self::Sched,
-        Self::Other,
-    ];
+const NR_KINDS: usize = Hypercall::Other as usize + 1;
 
-    /// The name in reports.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::PopulatePhysmap => "populate_physmap",
-            Self::DecreaseReservation => "decrease_reservation",
-            Self::MemoryOther => "memory_op",
-            Self::MmuUpdate => "mmu_update",
-            Self::MmuOther => "mmuext_op",
-            Self::Hvm => "hvm_op",
-            Self::EventChannel => "event_channel_op",
-            Self::Sched => "sched_op",
-            Self::Other => "other",
+/// How often each kind was called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts([u64; NR_KINDS]);
+
+impl Counts {
+    /// Returns the calls of one kind.
+    pub fn of(&self, kind: Hypercall) -> u64 {
+        self.0.get(kind as usize).copied().unwrap_or(0)
+    }
+
+    /// Returns the calls that came after `before` was taken.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        let Self(mut counts) = *self;
+        for (count, earlier) in counts.iter_mut().zip(before.0) {
+            *count = count.wrapping_sub(earlier);
         }
+        Self(counts)
     }
 }
-
-/// How many kinds there are.
-pub const NR_KINDS: usize = Hypercall::Other as usize + 1;
 
 static COUNTS: [AtomicU64; NR_KINDS] = [const { AtomicU64::new(0) }; NR_KINDS];
 
@@ -70,7 +60,25 @@ pub(crate) fn count(kind: Hypercall) {
     }
 }
 
-/// Returns the calls of each kind since start, in the order of [`Hypercall`].
-pub fn counts() -> [u64; NR_KINDS] {
-    core::array::from_fn(|kind| COUNTS.get(kind).map_or(0, |counter| counter.load(Relaxed)))
+/// Returns the calls of each kind since start.
+pub fn counts() -> Counts {
+    Counts(core::array::from_fn(|kind| COUNTS.get(kind).map_or(0, |counter| counter.load(Relaxed))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_are_counted_by_kind_from_any_moment() {
+        let before = counts();
+        count(Hypercall::Sched);
+        count(Hypercall::Sched);
+        count(Hypercall::Other);
+        let since = counts().since(&before);
+        assert_eq!(
+            [since.of(Hypercall::Sched), since.of(Hypercall::Hvm), since.of(Hypercall::Other)],
+            [2, 0, 1]
+        );
+    }
 }
