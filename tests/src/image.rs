@@ -61,10 +61,10 @@ const PROGRAMS: &[(&str, &str)] = &[
 /// # Errors
 /// A file could not be copied, or cpio failed.
 pub fn assemble(place: &Place, packages: &Packages) -> Result<PathBuf> {
-    let overlay = place.nest().join("overlay");
+    let overlay = place.release().join("overlay");
     let _ = fs::remove_dir_all(&overlay); // the last boot's
     fill_overlay(place, packages, &overlay)?;
-    let image = place.nest().join("dom0.cpio");
+    let image = place.release().join("dom0.cpio");
     fs::copy(base(place, packages)?, &image).doing("copying dom0's root")?;
     pack(&overlay, &image)?;
     Ok(image)
@@ -72,7 +72,7 @@ pub fn assemble(place: &Place, packages: &Packages) -> Result<PathBuf> {
 
 /// The packages' part, packed once: it is made anew when the packages are newer.
 fn base(place: &Place, packages: &Packages) -> Result<PathBuf> {
-    let archive = place.nest().join("base.cpio");
+    let archive = place.release().join("base.cpio");
     let changed = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).ok();
     if archive.exists() && changed(&archive) > changed(&packages.root()) {
         return Ok(archive);
@@ -120,7 +120,7 @@ fn install_programs(place: &Place, overlay: &Path) -> Result<()> {
 
 /// The example guests' ramdisk: busybox, the witness and its init.
 fn guest_ramdisk(place: &Place, packages: &Packages, archive: &Path) -> Result<()> {
-    let tree = place.nest().join("guest");
+    let tree = place.release().join("guest");
     let _ = fs::remove_dir_all(&tree); // the last boot's
     for folder in ["dev", "proc", "sys", "bin", "sbin", "usr/bin", "usr/sbin", "etc/nest"] {
         fs::create_dir_all(tree.join(folder)).doing(format!("making {folder}"))?;
@@ -134,7 +134,7 @@ fn guest_ramdisk(place: &Place, packages: &Packages, archive: &Path) -> Result<(
     } else {
         eprintln!("nest: {} is not built: guests come without it", witness.display());
     }
-    let plain = place.nest().join("guest.cpio");
+    let plain = place.release().join("guest.cpio");
     let _ = fs::remove_file(&plain); // the last boot's
     pack(&tree, &plain)?;
     // SeaBIOS reads an HVM guest's kernel and ramdisk byte by byte from the device model: most of its start is this.
@@ -148,8 +148,9 @@ fn copy_modules(packages: &Packages, wanted: &[&str], root: &Path) -> Result<()>
     let dependencies = fs::read_to_string(folder.join("modules.dep")).doing("reading modules.dep")?;
     let mut order = String::new();
     for path in load_order(&dependencies, wanted) {
-        copy_file(&folder.join(path), &root.join("lib/modules").join(path))?;
-        order.push_str(&format!("/lib/modules/{path}\n"));
+        // Not in /lib, which may be a link.
+        copy_file(&folder.join(path), &root.join("usr/lib/modules").join(path))?;
+        order.push_str(&format!("/usr/lib/modules/{path}\n"));
     }
     fs::write(root.join("etc/nest/modules"), order).doing("writing the order of modules")
 }

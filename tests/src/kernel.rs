@@ -21,28 +21,27 @@ const SECTOR_BYTES: usize = 512;
 /// Behind the packed image stands the size of the unpacked one.
 const TRAILER_BYTES: usize = 4;
 
-/// How a file of xz begins.
-const XZ: &[u8] = b"\xfd7zXZ\0";
+/// What unpacks a kernel, by how the packed one begins.
+const UNPACKERS: &[(&[u8], &str)] = &[(b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd")];
 
 /// Unpacks a bzImage to a file.
 ///
 /// # Errors
-/// It is no bzImage, or packed by another program than xz, which is Debian's choice.
+/// It is no bzImage, or packed by another program than Debian's kernels are.
 pub fn unpack(bzimage: &Path, elf: &Path) -> Result<()> {
     let doing = || format!("unpacking {}", bzimage.display());
     let image = fs::read(bzimage).doing(doing())?;
     let packed =
         payload(&image).ok_or_else(|| Error::new(doing(), "not a bzImage of boot protocol 2.08 or later"))?;
-    if !packed.starts_with(XZ) {
-        return Err(Error::new(
-            doing(),
-            format!("expected a payload of xz, got {:02x?}", &packed[..packed.len().min(6)]),
-        ));
-    }
-    let [part, fresh] = ["xz", "new"].map(|end| elf.with_extension(end));
+    let unpacker = UNPACKERS.iter().find(|(magic, _)| packed.starts_with(magic));
+    let (_, program) = unpacker.ok_or_else(|| {
+        let start = &packed[..packed.len().min(6)];
+        Error::new(doing(), format!("expected a payload of xz or zstd, got {start:02x?}"))
+    })?;
+    let [part, fresh] = ["packed", "new"].map(|end| elf.with_extension(end));
     fs::write(&part, packed).doing(doing())?;
     let unpacked = File::create(&fresh).doing(doing())?;
-    tool::status(Command::new("xz").arg("-dc").arg(&part).stdout(unpacked))?;
+    tool::status(Command::new(program).arg("-dc").arg(&part).stdout(unpacked))?;
     fs::remove_file(&part).doing(doing())?;
     fs::rename(&fresh, elf).doing(doing())
 }

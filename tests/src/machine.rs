@@ -258,7 +258,11 @@ fn prepare(place: &Place, options: &Options, accelerator: Accelerator) -> Result
     accelerator.plug(&mut qemu, options.nr_cpus);
     qemu.args(["-m", &format!("{}M", options.mem_mib)]);
     qemu.arg("-kernel").arg(packages.hypervisor()).arg("-append").arg(xen_command_line(options));
-    let kernel = format!("{} console=hvc0 quiet cryptomgr.notests", packages.kernel()?.display());
+    // The kernel hands a word that it does not know to its first process, as an environment variable.
+    let xenstored = place.xenstored().program();
+    let kernel = packages.kernel()?;
+    let kernel =
+        format!("{} console=hvc0 quiet cryptomgr.notests NEST_XENSTORED={xenstored}", kernel.display());
     qemu.arg("-initrd").arg(format!("{kernel},{}", initramfs.display()));
     qemu.args(["-chardev", &format!("socket,id=agent,path={}", agent_socket(place, options).display())]);
     options.seat.plug(place, &mut qemu);

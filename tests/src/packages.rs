@@ -4,17 +4,19 @@
 //! installs anything on the host, needs no root, pins no version: apt is asked what it would install on an empty
 //! machine, and that is fetched and unpacked.
 
+use crate::debian::{Apt, Debian};
 use crate::error::{Doing, Error, Result};
 use crate::kernel;
 use crate::place::Place;
 use crate::tool;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What dom0 needs by name; apt adds what these depend on.
-const WANTED: &str = "xen-hypervisor-4.17-amd64 xen-utils-4.17 xenstore-utils qemu-system-xen seabios \
-     linux-image-amd64 busybox-static bash coreutils util-linux iproute2 kmod sed grep gawk netcat-openbsd";
+/// What dom0 needs by name beside Xen; apt adds what these depend on.
+const WANTED: &str = "xenstore-utils qemu-system-xen seabios linux-image-amd64 busybox-static bash coreutils \
+     util-linux iproute2 kmod sed grep gawk netcat-openbsd";
 
 /// Dependencies that only an installed, booting Debian needs: package managers, interpreters, login, initramfs.
 const UNWANTED: &[&str] = &[
@@ -42,6 +44,9 @@ const UNWANTED: &[&str] = &[
     "login",
     "sysvinit-utils",
     "udev",
+    "dracut",
+    "systemd",
+    "libsystemd-shared",
 ];
 
 /// Folders of no use at run time.
@@ -55,13 +60,13 @@ const PRUNED: &[&str] = &[
     "usr/share/qemu/openbios-sparc64",
     "usr/lib/x86_64-linux-gnu/gconv",
     "usr/lib/debug",
-    "usr/lib/xen-4.17/boot/xen-shim",
 ];
 
 /// The unpacked packages.
 #[derive(Debug)]
 pub struct Packages {
     folder: PathBuf,
+    release: Debian,
 }
 
 impl Packages {
@@ -70,20 +75,21 @@ impl Packages {
     /// # Errors
     /// apt or dpkg failed.
     pub fn ready(place: &Place) -> Result<Self> {
-        let packages = Self { folder: place.nest().join("packages") };
+        let (folder, release) = (place.release(), place.debian());
+        let packages = Self { folder: folder.join("packages"), release };
         let stamp = packages.folder.join("complete");
-        if fs::read_to_string(&stamp).is_ok_and(|made_of| made_of == recipe()) {
+        if fs::read_to_string(&stamp).is_ok_and(|made_of| made_of == recipe(release)) {
             return Ok(packages);
         }
-        eprintln!("nest: fetching dom0's packages (about 110 MB, once)");
-        let debs = place.nest().join("debs");
+        eprintln!("nest: fetching dom0's packages of Debian {release} (about 120 MB, once)");
+        let debs = folder.join("debs");
         for folder in [&packages.folder, &debs] {
             let _ = fs::remove_dir_all(folder); // leftovers of an interrupted run
             fs::create_dir_all(folder).doing(format!("making {}", folder.display()))?;
         }
-        fetch(&debs)?;
+        fetch(&Apt::ready(&folder.join("apt"), release)?, release, &debs)?;
         packages.unpack(&debs)?;
-        fs::write(&stamp, recipe()).doing("noting that the packages are complete")?;
+        fs::write(&stamp, recipe(release)).doing("noting that the packages are complete")?;
         Ok(packages)
     }
 
@@ -136,39 +142,65 @@ impl Packages {
             let root = if kernel { self.kernel_root() } else { self.root() };
             tool::output(Command::new("dpkg").arg("-x").arg(deb).arg(root))?;
         }
+        merge_usr(&self.root())?;
+        merge_usr(&self.kernel_root())?;
+        self.unpack_modules()?;
         let version = file_name(&self.modules()?);
         tool::output(Command::new("/sbin/depmod").arg("-b").arg(self.kernel_root()).arg(version))?;
         self.unzip_hypervisor()?;
-        for path in PRUNED.iter().map(|path| self.root().join(path)) {
+        let shim = format!("usr/lib/xen-{}/boot/xen-shim", self.release.xen());
+        for path in PRUNED.iter().copied().chain([shim.as_str()]).map(|path| self.root().join(path)) {
             let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }; // absent is fine
         }
         fs::remove_dir_all(self.root().join("boot")).doing("pruning boot")
     }
 
+    /// Unpacks the kernel's modules where the release packs them one by one.
+    fn unpack_modules(&self) -> Result<()> {
+        let mut find = Command::new("find");
+        find.arg(self.modules()?).args(["-name", "*.ko.xz", "-exec", "xz", "-d", "{}", "+"]);
+        tool::output(&mut find).map(drop)
+    }
+
     fn unzip_hypervisor(&self) -> Result<()> {
-        let packed = only_child(&self.root().join("boot"), "xen-4.17-amd64.gz")?;
+        let packed = only_child(&self.root().join("boot"), &format!("xen-{}-amd64.gz", self.release.xen()))?;
         let unpacked = fs::File::create(self.hypervisor()).doing("making the hypervisor image")?;
         tool::status(Command::new("gunzip").arg("-c").arg(packed).stdout(unpacked))
     }
 }
 
+/// Links `/bin` and its like to `/usr`, where the release's packages have all files there: the package that brings these
+/// links is not unpacked.
+fn merge_usr(root: &Path) -> Result<()> {
+    for name in ["bin", "sbin", "lib", "lib64"] {
+        let link = root.join(name);
+        if !link.exists() && root.join("usr").join(name).exists() {
+            symlink(format!("usr/{name}"), &link).doing(format!("linking {}", link.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The names that apt is asked for.
+fn wanted(release: Debian) -> String {
+    format!("xen-hypervisor-{0}-amd64 xen-utils-{0} {WANTED}", release.xen())
+}
+
 /// What the stamp holds: another recipe means another download.
-fn recipe() -> String {
-    format!("{WANTED}\nwithout {UNWANTED:?}\npruned {PRUNED:?}\n")
+fn recipe(release: Debian) -> String {
+    format!("{}\nwithout {UNWANTED:?}\npruned {PRUNED:?}\n", wanted(release))
 }
 
 /// Asks apt what it would install on an empty machine and downloads that.
-fn fetch(debs: &Path) -> Result<()> {
-    let status = debs.join("empty-status");
-    fs::write(&status, "").doing("writing an empty package status")?;
-    let mut solve = Command::new("apt-get");
-    solve.arg("-o").arg(format!("Dir::State::status={}", status.display()));
-    solve.args(["--no-install-recommends", "--simulate", "install"]).args(WANTED.split_whitespace());
+fn fetch(apt: &Apt, release: Debian, debs: &Path) -> Result<()> {
+    let wanted = wanted(release);
+    let mut solve = apt.get();
+    solve.args(["--no-install-recommends", "--simulate", "install"]).args(wanted.split_whitespace());
     let plan = tool::output(&mut solve)?;
     let names = plan.lines().filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next());
     let kept: Vec<&str> =
         names.filter(|name| !UNWANTED.iter().any(|start| name.starts_with(start))).collect();
-    tool::output(Command::new("apt-get").arg("download").args(kept).current_dir(debs)).map(drop)
+    tool::output(apt.get().arg("download").args(kept).current_dir(debs)).map(drop)
 }
 
 /// The files of a folder in order.

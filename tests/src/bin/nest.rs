@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 use e2e::bench;
+use e2e::debian::{Debian, Xenstored};
 use e2e::demo;
 use e2e::error::{Doing, Error, Result};
 use e2e::machine::{self, Machine, Options};
@@ -18,6 +19,12 @@ use std::time::Duration;
 #[derive(Parser)]
 #[command(name = "nest")]
 struct Arguments {
+    /// The Debian release that dom0 is made of: 12 (Xen 4.17) or 13 (Xen 4.20).
+    #[arg(long, global = true, default_value_t = Debian::default())]
+    debian: Debian,
+    /// The daemon that keeps dom0's xenstore.
+    #[arg(long, global = true, value_enum, default_value_t)]
+    xenstored: Xenstored,
     #[command(flatten)]
     machine: MachineArguments,
     #[command(subcommand)]
@@ -135,7 +142,7 @@ fn main() -> ExitCode {
 }
 
 fn act(arguments: Arguments) -> Result<ExitCode> {
-    let place = Place::find()?;
+    let place = Place::find()?.with(arguments.debian, arguments.xenstored);
     let options = Options::from(arguments.machine);
     if let Some(told @ (Action::Story { .. } | Action::Soak { .. } | Action::Demo)) = &arguments.command
         && options != Options::default()
