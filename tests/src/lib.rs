@@ -3,6 +3,7 @@
 //! [`machine::Machine::boot`] gives a dom0; [`dom0::Dom0`] runs scripts there. Files leave dom0 through `/host`.
 
 pub mod bench;
+pub mod budget;
 pub mod debian;
 pub mod demo;
 pub mod dom0;

@@ -3,6 +3,7 @@
 //! A story opens with what it proves. It ends in one of four ways; a check that could not run is never a success.
 //! Stories that want the same machine share one boot; whatever a story leaves behind counts against it.
 
+use crate::budget::Budget;
 use crate::dom0::Outcome;
 use crate::error::{Error, Result};
 use crate::machine::{Machine, Options};
@@ -357,21 +358,61 @@ pub fn nr_lanes() -> usize {
     if has_cpus && kib >= 2 * LANE_KIB { 2 } else { 1 }
 }
 
-/// Tells stories in so many lanes side by side, with as few boots as their wishes allow; gives each one's verdict.
+/// Stories that wait, those told, and the time that is left for them.
+struct Run<'a> {
+    began: Instant,
+    budget: Option<Budget>,
+    waiting: Vec<(&'a Story, Options)>,
+    told: Vec<(&'static str, Verdict)>,
+}
+
+impl<'a> Run<'a> {
+    /// The next story; before it, what the budget has no time for is skipped.
+    fn next(&mut self) -> Option<(&'a Story, Options)> {
+        if let Some(budget) = self.budget {
+            let mut names: Vec<_> = self.waiting.iter().map(|(story, _)| story.name).collect();
+            for name in budget.leave_out(self.began.elapsed(), &mut names) {
+                self.told.push((name, Verdict::Skip(format!("left out: {budget}"))));
+            }
+            self.waiting.retain(|(story, _)| names.contains(&story.name));
+        }
+        (!self.waiting.is_empty()).then(|| self.waiting.remove(0))
+    }
+
+    fn end(&mut self, story: &Story, took: Duration, verdict: Verdict) {
+        if let Some(budget) = &mut self.budget {
+            budget.note(story.name, took);
+        }
+        self.told.push((story.name, verdict));
+    }
+}
+
+/// Tells stories in so many lanes side by side, with as few boots as their wishes allow; gives each one's verdict. With a
+/// limit, stories that cannot end in time on this host are skipped, the longest first.
 ///
 /// # Errors
 /// There is no place for a lane.
-pub fn tell_all(place: &Place, stories: &[Story], nr_lanes: usize) -> Result<Vec<(&'static str, Verdict)>> {
+pub fn tell_all(
+    place: &Place,
+    stories: &[Story],
+    nr_lanes: usize,
+    limit: Option<Duration>,
+) -> Result<Vec<(&'static str, Verdict)>> {
     let places =
         (0..nr_lanes.min(stories.len())).map(|lane| place.in_lane(lane)).collect::<Result<Vec<_>>>()?;
-    let told = Mutex::new(Vec::new());
-    let waiting = Mutex::new(by_machine(stories).into_iter());
+    let nr_lanes = u32::try_from(places.len()).unwrap_or(1).max(1);
+    let run = Mutex::new(Run {
+        began: Instant::now(),
+        budget: limit.map(|limit| Budget::new(limit, nr_lanes)),
+        waiting: by_machine(stories),
+        told: Vec::new(),
+    });
     thread::scope(|scope| {
         for place in &places {
-            scope.spawn(|| tell_in_lane(place, places.len() > 1, &waiting, &told));
+            scope.spawn(|| tell_in_lane(place, places.len() > 1, &run));
         }
     });
-    let mut told = told.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut told = run.into_inner().unwrap_or_else(PoisonError::into_inner).told;
     told.sort_by_key(|(name, _)| stories.iter().position(|story| story.name == *name));
     Ok(told)
 }
@@ -380,15 +421,11 @@ pub fn tell_all(place: &Place, stories: &[Story], nr_lanes: usize) -> Result<Vec
 const MOST_TALES: u32 = 3;
 
 /// Tells stories until none is waiting; the machine stays as long as the next one wants its like.
-fn tell_in_lane<'a>(
-    place: &Place,
-    is_beside: bool,
-    waiting: &Mutex<impl Iterator<Item = (&'a Story, Options)>>,
-    told: &Mutex<Vec<(&'static str, Verdict)>>,
-) {
+fn tell_in_lane(place: &Place, is_beside: bool, run: &Mutex<Run>) {
     let mut running: Option<(Machine, Options)> = None;
-    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
-    while let Some((story, options)) = next() {
+    let run = || run.lock().unwrap_or_else(PoisonError::into_inner);
+    loop {
+        let Some((story, options)) = run().next() else { return };
         PRINTED.set(is_beside.then(String::new));
         print(format_args!("story {}: {}", story.name, story.proves));
         let began = Instant::now();
@@ -402,7 +439,7 @@ fn tell_in_lane<'a>(
         if let Some(printed) = PRINTED.take() {
             print(printed.trim_end());
         }
-        told.lock().unwrap_or_else(PoisonError::into_inner).push((story.name, verdict));
+        run().end(story, began.elapsed(), verdict);
     }
 }
 

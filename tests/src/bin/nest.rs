@@ -49,6 +49,9 @@ enum Action {
         /// Prints the stories' names and what they prove.
         #[arg(long)]
         list: bool,
+        /// Skips the longest stories where the host is too slow to tell all in so many minutes.
+        #[arg(long)]
+        budget_minutes: Option<u64>,
         /// The stories to tell.
         names: Vec<String>,
     },
@@ -177,7 +180,9 @@ fn act(arguments: Arguments) -> Result<ExitCode> {
             let plan = bench::Plan { guests, nr_rounds: rounds, netcat, changes };
             bench::run(&place, &options, &plan).map(|()| ExitCode::SUCCESS)
         }
-        Some(Action::Story { names, .. }) => tell(&place, &names),
+        Some(Action::Story { names, budget_minutes, .. }) => {
+            tell(&place, &names, budget_minutes.map(|minutes| Duration::from_secs(60 * minutes)))
+        }
     }
 }
 
@@ -192,7 +197,7 @@ fn soak(place: &Place, name: &str, seed: Option<u64>, rounds: Option<u32>) -> Re
 }
 
 /// Tells the named stories, or all of them, and counts how they ended.
-fn tell(place: &Place, names: &[String]) -> Result<ExitCode> {
+fn tell(place: &Place, names: &[String], limit: Option<Duration>) -> Result<ExitCode> {
     if let Some(unknown) = names.iter().find(|name| !stories::ALL.iter().any(|story| story.name == **name)) {
         return Err(Error::new(
             format!("looking for story {unknown}"),
@@ -205,7 +210,7 @@ fn tell(place: &Place, names: &[String]) -> Result<ExitCode> {
         _ => stories::ALL.iter().filter(chosen).copied().collect(),
     };
     let nr_lanes = if names.is_empty() { story::nr_lanes() } else { 1 };
-    let verdicts = story::tell_all(place, &told, nr_lanes)?;
+    let verdicts = story::tell_all(place, &told, nr_lanes, limit)?;
     println!();
     verdicts.iter().for_each(|(name, verdict)| println!("{name:24} {verdict}"));
     let count = |wanted: fn(&Verdict) -> bool| verdicts.iter().filter(|(_, verdict)| wanted(verdict)).count();
