@@ -15,12 +15,14 @@ mod hypercalls;
 pub mod nodes;
 mod pace;
 mod proof;
+mod text;
 
 pub use frame::{Deframer, FrameError, encode};
 pub use hypercalls::Hypercalls;
 pub use pace::Pace;
 pub use proof::{Proof, WrongToken};
 use serde::{Deserialize, Serialize};
+pub use text::{Untrusted, is_harmless};
 use xen_abi::types::{Domid, Gfn, Mfn};
 
 /// Version of this protocol; both ends must be equal.
@@ -164,7 +166,8 @@ pub enum FromStub<'a> {
         /// How much it matters.
         level: LogLevel,
         /// The line, at most [`MAX_TEXT_BYTES`].
-        text: &'a str,
+        #[serde(borrow)]
+        text: Untrusted<&'a str>,
     },
     /// The target is complete.
     Restored {
@@ -178,7 +181,8 @@ pub enum FromStub<'a> {
     /// The current command failed; the stub is ready for the next.
     Failed {
         /// What was expected, what came, where: at most [`MAX_TEXT_BYTES`].
-        text: &'a str,
+        #[serde(borrow)]
+        text: Untrusted<&'a str>,
     },
     /// A run of the survey: one [`RegionKind`] as a byte for each 2 MiB region.
     Survey {
@@ -208,7 +212,8 @@ pub enum FromStub<'a> {
         /// Why, by name.
         reason: exchange::Reason,
         /// Why, in words: at most [`MAX_TEXT_BYTES`].
-        text: &'a str,
+        #[serde(borrow)]
+        text: Untrusted<&'a str>,
     },
     /// The survey is complete.
     SurveyDone {

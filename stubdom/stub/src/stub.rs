@@ -11,7 +11,9 @@ use crate::status::Status;
 use crate::survey;
 use crate::target::TargetXen;
 use alloc::string::ToString;
-use control::{FromStub, MAX_TEXT_BYTES, Phase, Receive, Stage, ToStub, Transport, VCHAN_PATH, VERSION};
+use control::{
+    FromStub, MAX_TEXT_BYTES, Phase, Receive, Stage, ToStub, Transport, Untrusted, VCHAN_PATH, VERSION,
+};
 use core::fmt;
 use xen_abi::errno::Errno;
 use xen_abi::types::{Domid, Port};
@@ -421,7 +423,7 @@ impl Stub {
             Reply::Exchanged(exchanged) => self.say(&FromStub::Exchanged(exchanged)),
             Reply::NotExchanged(reason, text) => {
                 let text = text.get(..text.floor_char_boundary(MAX_TEXT_BYTES)).unwrap_or_default();
-                self.say(&FromStub::NotExchanged { reason, text });
+                self.say(&FromStub::NotExchanged { reason, text: Untrusted::new(text) });
             }
             Reply::Held(nr_frames) => self.say(&FromStub::Held { nr_frames }),
             Reply::Over => self.say(&FromStub::Done),
@@ -497,7 +499,7 @@ impl Stub {
         log::error!("{text}");
         self.stop();
         self.status.failed(&mut self.store, text);
-        self.say(&FromStub::Failed { text });
+        self.say(&FromStub::Failed { text: Untrusted::new(text) });
     }
 
     /// Ends what stubctl will not hear the end of. A target that is half received is of no use to anybody, and nobody

@@ -10,7 +10,7 @@ use crate::interrupt::Interrupt;
 use crate::pair::{self, PairError, Stub};
 use crate::{offline, pages, standstill, status, survey, watch};
 use clap::Parser;
-use control::ToStub;
+use control::{ToStub, Untrusted};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -59,7 +59,7 @@ pub(crate) struct Guest {
     /// Its domain.
     pub(crate) domid: Domid,
     /// Its name.
-    pub(crate) name: String,
+    pub(crate) name: Untrusted<String>,
 }
 
 impl Guest {
@@ -73,13 +73,12 @@ impl Guest {
         if !info.hvm {
             return Err(PairError::NotHvm(domid).into());
         }
-        let name = host.name_of(domid)?.unwrap_or_else(|| wanted.to_owned());
-        Ok(Self { domid, name })
+        Ok(Self { domid, name: host.name_or_number(domid)? })
     }
 
     /// Its configuration; an operator who asks for a stub by name needs no file.
     pub(crate) fn conf(&self) -> Result<Conf, Error> {
-        Ok(Conf::find(Path::new(DIRECTORY), &self.name)?.unwrap_or_default())
+        Ok(Conf::find(Path::new(DIRECTORY), self.name.raw())?.unwrap_or_default())
     }
 }
 
@@ -90,7 +89,7 @@ fn attach(host: &Host, wanted: &str) -> Result<(), Error> {
         return Ok(());
     }
     let conf = guest.conf()?;
-    let stub = Stub::start(host, &conf, &guest.name, guest.domid)?;
+    let stub = Stub::start(host, &conf, guest.name.raw(), guest.domid)?;
     stub.greet(&conf)?;
     println!("{} ({}) has the stub {} now", guest.name, guest.domid, stub.domid);
     stub.keep();

@@ -148,9 +148,9 @@ impl ControlChannel {
         let taken = match self.deframer.message()? {
             None if self.vchan.is_open() => return Ok(None),
             None => return Err(ControlError::Closed),
-            Some(FromStub::Failed { text }) => return Err(ControlError::Failed(one_line(text))),
+            Some(FromStub::Failed { text }) => return Err(ControlError::Failed(text.to_string())),
             Some(FromStub::Log { level, text }) => {
-                log::log!(log_level(level), "stub: {}", one_line(text));
+                log::log!(log_level(level), "stub: {text}");
                 None
             }
             Some(message) => take(message),
@@ -255,20 +255,5 @@ fn log_level(level: LogLevel) -> log::Level {
         LogLevel::Warn => log::Level::Warn,
         LogLevel::Info => log::Level::Info,
         LogLevel::Debug => log::Level::Debug,
-    }
-}
-
-/// The stub's words as one line for a terminal: it is not trusted to spare us control characters.
-fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stubs_words_cannot_move_the_cursor() {
-        assert_eq!(one_line("bad\x1b[2J\nrecord"), "bad [2J record");
     }
 }

@@ -104,7 +104,7 @@ impl<'a> Session<'a> {
                 (channel, None)
             }
             None => {
-                let stub = Stub::start(host, &conf, &guest.name, guest.domid)?;
+                let stub = Stub::start(host, &conf, guest.name.raw(), guest.domid)?;
                 (stub.greet(&conf)?, Some(stub))
             }
         };
@@ -353,10 +353,7 @@ fn refused((reason, text): (&'static str, String)) -> Step {
 
 fn not_exchanged<T>(message: FromStub<'_>) -> Option<Answer<T>> {
     match message {
-        FromStub::NotExchanged { reason, text } => {
-            let text = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-            Some(Err((reason, text)))
-        }
+        FromStub::NotExchanged { reason, text } => Some(Err((reason, text.to_string()))),
         _ => None,
     }
 }

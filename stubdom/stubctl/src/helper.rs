@@ -12,6 +12,7 @@ use crate::interrupt::Interrupt;
 use crate::libxl::{self, Libxl};
 use crate::pair::PairError;
 use crate::{packaged, pair, restore};
+use control::Untrusted;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -105,7 +106,7 @@ pub(crate) struct Request {
     /// The guest's configuration.
     pub(crate) conf: Conf,
     /// The guest's name in xenstore.
-    pub(crate) guest: String,
+    pub(crate) guest: Untrusted<String>,
     /// The target's state at the start.
     pub(crate) info: DomainInfo,
     /// The other end.
@@ -122,7 +123,7 @@ fn served(arguments: RestoreArguments) -> Result<Option<Request>, Error> {
     let no_guest = || PairError::NoGuest(target.to_string());
     let info = host.xen.domain_info(target)?.ok_or_else(no_guest)?;
     let guest = host.name_of(target)?.ok_or_else(no_guest)?;
-    let conf = Conf::find(Path::new(DIRECTORY), &guest)?.filter(|conf| conf.enabled && info.hvm);
+    let conf = Conf::find(Path::new(DIRECTORY), guest.raw())?.filter(|conf| conf.enabled && info.hvm);
     let libxl = Libxl::new(arguments.cbflags);
     Ok(conf.map(|conf| Request { host, arguments, conf, guest, info, libxl }))
 }

@@ -4,6 +4,7 @@ use crate::error::Error;
 use crate::ffi::xenctrl::Xenctrl;
 use crate::ffi::xenstore::{Store, StoreError};
 use crate::interrupt::Interrupt;
+use control::Untrusted;
 use xen_abi::types::Domid;
 
 /// The handles that nearly everything needs.
@@ -22,15 +23,20 @@ impl Host {
         Ok(Self { xen: Xenctrl::open()?, store: Store::open()?, interrupt })
     }
 
-    /// The name of a domain, as xl set it.
-    pub(crate) fn name_of(&self, domid: Domid) -> Result<Option<String>, StoreError> {
+    /// The name of a domain: xl set it, from a configuration that may have come with a stream.
+    pub(crate) fn name_of(&self, domid: Domid) -> Result<Option<Untrusted<String>>, StoreError> {
         self.store.read(&home(domid, "name"))
+    }
+
+    /// The name of a domain, or its number if it has none.
+    pub(crate) fn name_or_number(&self, domid: Domid) -> Result<Untrusted<String>, StoreError> {
+        Ok(self.name_of(domid)?.unwrap_or_else(|| Untrusted::new(domid.to_string())))
     }
 
     /// The domain of that name.
     pub(crate) fn domid_of(&self, name: &str) -> Result<Option<Domid>, StoreError> {
         for domid in self.domains()? {
-            if self.name_of(domid)?.as_deref() == Some(name) {
+            if self.name_of(domid)?.is_some_and(|found| found.raw() == name) {
                 return Ok(Some(domid));
             }
         }
@@ -40,7 +46,7 @@ impl Host {
     /// Every domain that xenstore knows.
     pub(crate) fn domains(&self) -> Result<Vec<Domid>, StoreError> {
         let names = self.store.children("/local/domain")?;
-        Ok(names.iter().filter_map(|name| name.parse().ok()).map(Domid::new).collect())
+        Ok(names.iter().filter_map(|name| name.raw().parse().ok()).map(Domid::new).collect())
     }
 
     /// A domid that stands in a node of dom0's.

@@ -38,6 +38,7 @@ mod saving;
 mod standstill;
 mod status;
 mod survey;
+mod text;
 mod verdict;
 mod watch;
 mod xen_version;

@@ -4,6 +4,7 @@
 //! joins the bridge to anything else: only stubs and dom0 are on it, and a stub that receives cannot reach the others. (A vif
 //! that somebody plugs anew when the stub has restored is not kept apart: nobody is there to see it.)
 
+use control::Untrusted;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -20,7 +21,7 @@ pub(crate) enum NetError {
         /// Its arguments.
         arguments: String,
         /// What it said.
-        said: String,
+        said: Untrusted<String>,
     },
     /// A kernel file cannot be read or written.
     Setting {
@@ -32,7 +33,7 @@ pub(crate) enum NetError {
     /// Something that is no bridge has the bridge's name.
     NoBridge(String),
     /// The stub's vif has no MAC that we can read.
-    BadMac(String),
+    BadMac(Untrusted<String>),
 }
 
 impl fmt::Display for NetError {
@@ -95,7 +96,8 @@ pub(crate) fn interface_index(name: &str) -> Result<u32, NetError> {
 
 /// The link-local address that a stub gives itself: EUI-64 of its MAC (RFC 4291, appendix A).
 pub(crate) fn link_local(mac: &str) -> Result<Ipv6Addr, NetError> {
-    let [a, b, c, d, e, f] = parse_mac(mac).ok_or_else(|| NetError::BadMac(mac.to_owned()))?;
+    let [a, b, c, d, e, f] =
+        parse_mac(mac).ok_or_else(|| NetError::BadMac(Untrusted::new(mac.to_owned())))?;
     let interface_id = [a ^ 2, b, c, 0xff, 0xfe, d, e, f];
     let mut address = [0; 16];
     address[..2].copy_from_slice(&[0xfe, 0x80]);
@@ -122,13 +124,16 @@ fn set(file: &Path, value: &str) -> Result<(), NetError> {
 }
 
 fn ip(arguments: &[&str]) -> Result<(), NetError> {
-    let failed = |said: String| NetError::Ip { arguments: arguments.join(" "), said };
+    let failed = |said: &str| {
+        let said = Untrusted::new(said.to_owned());
+        NetError::Ip { arguments: arguments.join(" "), said }
+    };
     let output = Command::new("ip").args(arguments).stdin(Stdio::null()).output();
-    let output = output.map_err(|error| failed(error.to_string()))?;
+    let output = output.map_err(|error| failed(&error.to_string()))?;
     if output.status.success() {
         return Ok(());
     }
-    Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    Err(failed(String::from_utf8_lossy(&output.stderr).trim()))
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ use crate::host::{Host, say};
 use crate::pv_exchange;
 use crate::saving;
 use crate::standstill::rescue;
+use crate::text;
 use crate::verdict::{Kind, Verdict};
 use crate::xen_version::XenVersion;
 use control::exchange::Reason;
@@ -41,7 +42,7 @@ pub(crate) fn run(host: &Host, arguments: &OfflineArguments) -> Result<ExitCode,
     let mfns: Vec<Mfn> = arguments.mfns.iter().copied().map(Mfn::new).collect();
     offliner.offline_all(&mfns, |verdict| {
         worst = worst.max(verdict.kind.exit_code());
-        say(&if arguments.json { verdict.json().to_string() } else { verdict.to_string() });
+        say(&if arguments.json { text::json(&verdict.json()) } else { verdict.to_string() });
     })?;
     Ok(ExitCode::from(worst))
 }
@@ -232,7 +233,7 @@ impl<'a> Offliner<'a> {
             let text = "its owner is just gone: try again";
             return Ok(Verdict::new(mfn, Kind::Refused, "changing-hands", text).into());
         };
-        let name = self.host.name_of(owner)?.unwrap_or_else(|| owner.to_string());
+        let name = self.host.name_or_number(owner)?;
         let of_guest = |verdict: Verdict| Begun::Over(verdict.of_guest(owner, &name));
         if info.dying {
             let text = "its owner is being destroyed: it goes out of use with it";
@@ -288,7 +289,7 @@ impl<'a> Offliner<'a> {
 
     /// Frames of a PV guest, which are marked: dom0 itself exchanges them, with the guest suspended.
     fn exchange_pv(&self, owner: Domid, mfns: &[Mfn]) -> Result<Vec<Verdict>, Error> {
-        let name = self.host.name_of(owner)?.unwrap_or_else(|| owner.to_string());
+        let name = self.host.name_or_number(owner)?;
         if saving::saver_of(owner).is_some() {
             let text = "the guest is being saved or migrated: a new frame would be missing from the stream; try again \
                         afterwards";

@@ -4,6 +4,8 @@ use crate::cli::PagesArguments;
 use crate::error::Error;
 use crate::frame::{Owner, State};
 use crate::host::Host;
+use crate::text;
+use control::Untrusted;
 use serde_json::{Value, json};
 use xen_abi::types::{Domid, Mfn};
 
@@ -32,7 +34,7 @@ pub(crate) fn run(host: &Host, arguments: &PagesArguments) -> Result<(), Error> 
         page.owner = owner(host, page)?;
     }
     if arguments.json {
-        println!("{}", Value::Array(pages.iter().map(|page| page.json(host)).collect()));
+        println!("{}", text::json(&Value::Array(pages.iter().map(|page| page.json(host)).collect())));
     } else if pages.is_empty() {
         println!("no frame of {nr_looked} is offline, pending or broken");
     } else {
@@ -68,7 +70,7 @@ fn owner(host: &Host, page: &Page) -> Result<Option<Domid>, Error> {
 }
 
 impl Page {
-    fn name(&self, host: &Host) -> Option<String> {
+    fn name(&self, host: &Host) -> Option<Untrusted<String>> {
         host.name_of(self.owner?).ok().flatten()
     }
 
@@ -85,7 +87,7 @@ impl Page {
         let owner = self.owner.map(|domid| {
             format!(
                 ", owned by {} ({domid})",
-                self.name(host).unwrap_or_else(|| "a domain without a name".to_owned())
+                self.name(host).unwrap_or_else(|| Untrusted::new("a domain without a name".to_owned()))
             )
         });
         format!("{}: {}{}", self.mfn, self.state, owner.unwrap_or_default())

@@ -9,9 +9,9 @@ use crate::error::Error;
 use crate::ffi::sys;
 use crate::host::{Host, home};
 use crate::{net, xl_lock};
-use control::{Transport, nodes};
+use control::{Transport, Untrusted, nodes};
 use std::fmt;
-use std::io::Read;
+use std::io::{self, Read};
 use std::net::SocketAddrV6;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -24,7 +24,7 @@ pub(crate) enum PairError {
     /// The xl config of the stub is not there.
     NoConfig(PathBuf),
     /// `xl create` failed; its own words.
-    Create(String),
+    Create(Untrusted<String>),
     /// `xl create` did not end in time.
     CreateTimeout(Duration),
     /// `xl create` succeeded and there is no such domain.
@@ -32,7 +32,7 @@ pub(crate) enum PairError {
     /// The target is not HVM or PVH.
     NotHvm(Domid),
     /// The guest has no stub.
-    NoStub(String),
+    NoStub(Untrusted<String>),
     /// There is no such guest.
     NoGuest(String),
     /// A stub that died is still there.
@@ -40,7 +40,7 @@ pub(crate) enum PairError {
     /// Another stubctl exchanges pages of this guest: its process, if it has told.
     InCare(Domid, Option<u32>),
     /// What stands in this node, where a guest's exchange is noted, is none of this stubctl's.
-    BadRecord(Domid, String, String),
+    BadRecord(Domid, String, Untrusted<String>),
 }
 
 impl fmt::Display for PairError {
@@ -76,6 +76,12 @@ impl fmt::Display for PairError {
 }
 
 impl std::error::Error for PairError {}
+
+impl PairError {
+    fn create(error: &io::Error) -> Self {
+        Self::Create(Untrusted::new(error.to_string()))
+    }
+}
 
 /// A stub domain that this process made; dropped, it is destroyed, unless [`Stub::keep`] was called.
 pub(crate) struct Stub<'a> {
@@ -205,7 +211,7 @@ pub(crate) fn stream_address(host: &Host, conf: &Conf, stub: Domid) -> Result<So
     // The back end's copy of the MAC, which the stub cannot write.
     let node = format!("/local/domain/0/backend/vif/{}/0/mac", stub.raw());
     let mac = host.store.read(&node)?.unwrap_or_default();
-    let (address, scope) = (net::link_local(&mac)?, net::interface_index(&conf.bridge)?);
+    let (address, scope) = (net::link_local(mac.raw())?, net::interface_index(&conf.bridge)?);
     Ok(SocketAddrV6::new(address, control::STREAM_PORT, 0, scope))
 }
 
@@ -215,14 +221,14 @@ fn create(host: &Host, conf: &Conf, name: &str) -> Result<(), Error> {
     if !conf.config.is_file() {
         return Err(PairError::NoConfig(conf.config.clone()).into());
     }
-    let mut child = spawn_create(conf, name).map_err(|error| PairError::Create(error.to_string()))?;
+    let mut child = spawn_create(conf, name).map_err(|error| PairError::create(&error))?;
     let start = Instant::now();
     let result = loop {
         match child.try_wait() {
             Ok(Some(status)) if status.success() => return Ok(()),
-            Ok(Some(_)) => break Err(PairError::Create(first_words(&mut child)).into()),
+            Ok(Some(_)) => break Err(PairError::Create(last_words(&mut child)).into()),
             Ok(None) => {}
-            Err(error) => break Err(PairError::Create(error.to_string()).into()),
+            Err(error) => break Err(PairError::create(&error).into()),
         }
         if start.elapsed() >= conf.start_timeout {
             break Err(PairError::CreateTimeout(conf.start_timeout).into());
@@ -235,7 +241,7 @@ fn create(host: &Host, conf: &Conf, name: &str) -> Result<(), Error> {
     result
 }
 
-fn spawn_create(conf: &Conf, name: &str) -> std::io::Result<Child> {
+fn spawn_create(conf: &Conf, name: &str) -> io::Result<Child> {
     let mut command = Command::new("xl");
     command.args(["create", "-q"]).arg(&conf.config);
     // xl reads these behind the file, and the last setting counts.
@@ -277,27 +283,35 @@ fn abandon(host: &Host, mut child: Child, name: &str) {
     }
 }
 
-/// What a command that failed wrote to standard error first: xl's later lines only follow from it.
-fn first_words(child: &mut Child) -> String {
-    let mut said = String::new();
+/// Why a command failed, by what it wrote to standard error.
+fn last_words(child: &mut Child) -> Untrusted<String> {
+    let mut said = Vec::new();
     if let Some(stderr) = &mut child.stderr {
         // What cannot be read is missing from the message, no more.
-        let _ = stderr.take(8192).read_to_string(&mut said);
+        let _ = stderr.take(8192).read_to_end(&mut said);
     }
-    first_line(&said)
+    cause(&String::from_utf8_lossy(&said))
 }
 
-fn first_line(said: &str) -> String {
-    said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it does not say why").to_owned()
+/// The line that names the cause: the first that speaks of a failure. What stands before it are remarks (`got a tsc mode
+/// string`), what stands behind it follows from it (`Unable to destroy guest`).
+fn cause(said: &str) -> Untrusted<String> {
+    let is_failure = |line: &&str| {
+        let line = line.to_ascii_lowercase();
+        ["error", "fail", "cannot", "can't", "unable", "not found"].iter().any(|word| line.contains(word))
+    };
+    let mut lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let line = lines.clone().find(is_failure).or(lines.next_back());
+    Untrusted::new(line.unwrap_or("it does not say why").to_owned())
 }
 
 /// Runs an xl command to its end.
-pub(crate) fn xl(arguments: &[&str]) -> Result<(), String> {
+pub(crate) fn xl(arguments: &[&str]) -> Result<(), Untrusted<String>> {
     let mut command = Command::new("xl");
     command.args(arguments).stdin(Stdio::null());
     let output = sys::unblock_termination(&mut command).output();
-    let output = output.map_err(|error| format!("cannot run xl: {error}"))?;
-    if output.status.success() { Ok(()) } else { Err(first_line(&String::from_utf8_lossy(&output.stderr))) }
+    let output = output.map_err(|error| Untrusted::new(format!("cannot run xl: {error}")))?;
+    if output.status.success() { Ok(()) } else { Err(cause(&String::from_utf8_lossy(&output.stderr))) }
 }
 
 #[cfg(test)]
@@ -324,8 +338,11 @@ mod tests {
     }
 
     #[test]
-    fn the_first_words_are_the_reason() {
-        assert_eq!(first_line("\n  xc: error: no memory\nlibxl: error: -3\n"), "xc: error: no memory");
-        assert_eq!(first_line(""), "it does not say why");
+    fn the_cause_stands_between_remarks_and_consequences() {
+        let said =
+            "\ngot a tsc mode string: \"native\"\n  xc: error: no memory\nlibxl: error: Unable to destroy\n";
+        assert_eq!(cause(said).raw(), "xc: error: no memory");
+        assert_eq!(cause("Parsing config\nout of luck\n").raw(), "out of luck");
+        assert_eq!(cause("").raw(), "it does not say why");
     }
 }

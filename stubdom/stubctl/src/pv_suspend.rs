@@ -14,6 +14,7 @@ use crate::ffi::event::EventChannel;
 use crate::ffi::sys::Polled;
 use crate::ffi::xenctrl::XenError;
 use crate::host::{Host, home};
+use control::Untrusted;
 use std::fmt;
 use std::time::{Duration, Instant};
 use xen_abi::types::{Domid, Port};
@@ -39,7 +40,7 @@ pub(crate) enum SuspendError {
     /// Somebody has paused it.
     Paused(Domid),
     /// Somebody else has asked it to shut down or to suspend.
-    Busy(Domid, String),
+    Busy(Domid, Untrusted<String>),
     /// It did not suspend in time.
     Slow(Domid),
 }
@@ -128,7 +129,7 @@ fn check(host: &Host, domid: Domid) -> Result<(), Error> {
         return Err(SuspendError::Paused(domid).into());
     }
     match host.store.read(&home(domid, "control/shutdown"))? {
-        Some(what) if !what.is_empty() => Err(SuspendError::Busy(domid, what).into()),
+        Some(what) if !what.raw().is_empty() => Err(SuspendError::Busy(domid, what).into()),
         _ => Ok(()),
     }
 }
@@ -184,7 +185,7 @@ impl<'a> Request<'a> {
     /// Takes the request back, unless the guest has taken it up: it empties the node then. Tells whether that is done.
     fn take_back(&self) -> Result<bool, Error> {
         let node = home(self.domid, "control/shutdown");
-        if self.host.store.read(&node)?.is_none_or(|text| text != "suspend") {
+        if self.host.store.read(&node)?.is_none_or(|text| text.raw() != "suspend") {
             std::thread::sleep(LOOK);
             return Ok(false);
         }

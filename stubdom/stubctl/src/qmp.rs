@@ -6,6 +6,7 @@
 //! (QEMU's `docs/interop/qmp-spec`). libxl uses the same socket and QEMU serves one client at a time, so the connection
 //! may have to wait in QEMU's backlog for libxl to close its own.
 
+use control::Untrusted;
 use serde_json::{Value, json};
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Write};
@@ -23,7 +24,7 @@ pub(crate) enum QmpError {
     /// The socket.
     Io(PathBuf, io::Error),
     /// QEMU refused; its own words.
-    Refused(&'static str, String),
+    Refused(&'static str, Untrusted<String>),
 }
 
 impl fmt::Display for QmpError {
@@ -82,7 +83,7 @@ impl Qmp {
             }
             if let Some(error) = answer.get("error") {
                 let said = error.get("desc").and_then(Value::as_str).unwrap_or("no reason given");
-                return Err(QmpError::Refused(command, said.to_owned()));
+                return Err(QmpError::Refused(command, Untrusted::new(said.to_owned())));
             }
         }
     }

@@ -6,7 +6,8 @@
 use crate::conf::settled_name;
 use crate::error::Error;
 use crate::ffi::sys;
-use control::{Phase, Progress, Report, Stage};
+use crate::text;
+use control::{Phase, Progress, Report, Stage, Untrusted};
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::io;
@@ -28,7 +29,7 @@ pub(crate) struct Outcome {
 
 /// The account of one restore.
 pub(crate) struct Account {
-    guest: String,
+    guest: Untrusted<String>,
     start: Instant,
     lap: Instant,
     /// This process's processor time when the lap began.
@@ -50,10 +51,10 @@ struct Lap {
 
 impl Account {
     /// Starts the clock.
-    pub(crate) fn start(guest: &str) -> Self {
+    pub(crate) fn start(guest: &Untrusted<String>) -> Self {
         let start = Instant::now();
         Self {
-            guest: settled_name(guest).to_owned(),
+            guest: Untrusted::new(settled_name(guest.raw()).to_owned()),
             start,
             lap: start,
             own_cpu: sys::own_cpu(),
@@ -144,7 +145,9 @@ impl Account {
     }
 
     fn write(&self, value: &Value) {
-        if let Err(error) = replace(Path::new(DIRECTORY), &self.guest, &format!("{value:#}\n")) {
+        if let Err(error) =
+            replace(Path::new(DIRECTORY), self.guest.raw(), &(text::pretty_json(value) + "\n"))
+        {
             log::warn!("cannot write the report of {} to {DIRECTORY}: {error}", self.guest);
         }
     }
@@ -275,8 +278,8 @@ mod tests {
 
     #[test]
     fn only_a_new_phase_is_news_and_every_pass_is_counted() {
-        let mut account = Account::start("db--incoming");
-        assert_eq!(account.guest, "db");
+        let mut account = Account::start(&Untrusted::new("db--incoming".to_owned()));
+        assert_eq!(account.guest.raw(), "db");
         account.note_stub(Some(500_000_000));
         let mut enter =
             |phase, pass, ns| account.enter(Progress { phase, nr_bytes: 0, nr_pages: 0, pass }, || Some(ns));

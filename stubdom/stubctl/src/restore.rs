@@ -45,7 +45,7 @@ pub(crate) fn run(request: &Request, stream: OwnedFd) -> Result<(Gfn, Gfn), Erro
 
 fn serve(request: &Request, stream: OwnedFd, account: &mut Account) -> Result<Outcome, Error> {
     let Request { host, conf, guest, .. } = request;
-    let stub = Stub::start(host, conf, guest, request.arguments.target)?;
+    let stub = Stub::start(host, conf, guest.raw(), request.arguments.target)?;
     log::info!("{guest}: stub {} started in {:.1} s", stub.domid, account.lap("create").as_secs_f64());
     let channel = stub.greet(conf)?;
     log::info!("{guest}: stub {} answers after {:.1} s", stub.domid, account.lap("greet").as_secs_f64());

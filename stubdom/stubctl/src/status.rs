@@ -8,7 +8,8 @@ mod pace;
 use crate::cli::StatusArguments;
 use crate::error::Error;
 use crate::host::{Host, home};
-use control::nodes;
+use crate::text;
+use control::{Untrusted, nodes};
 use pace::{Counts, Pace, Seen};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -25,9 +26,9 @@ const CLEAR: &str = "\x1b[H\x1b[2J";
 struct Row {
     stub: Domid,
     target: Domid,
-    guest: String,
+    guest: Untrusted<String>,
     state: &'static str,
-    phase: String,
+    phase: Untrusted<String>,
     pass: u64,
     nr_bytes: u64,
     nr_pages: u64,
@@ -35,7 +36,7 @@ struct Row {
     superpages_1g: u64,
     superpages_2m: u64,
     pages_4k: u64,
-    error: Option<String>,
+    error: Option<Untrusted<String>>,
     /// How fast it goes, once it has been looked at twice.
     pace: Option<Pace>,
 }
@@ -68,14 +69,15 @@ fn rows(host: &Host) -> Result<Vec<Row>, Error> {
 
 fn row(host: &Host, stub: Domid, target: Domid) -> Result<Row, Error> {
     let text = |node| host.store.read(&home(stub, node));
+    let none = || Untrusted::new("-".to_owned());
     let number = |node| host.store.read_number(&home(stub, node)).map(Option::unwrap_or_default);
     let max_pages = host.xen.domain_info(target)?.map_or(0, |info| info.max_pages);
     Ok(Row {
         stub,
         target,
-        guest: host.name_of(target)?.unwrap_or_else(|| "-".to_owned()),
+        guest: host.name_of(target)?.unwrap_or_else(none),
         state: state(host, stub)?,
-        phase: text(nodes::PHASE)?.unwrap_or_else(|| "-".to_owned()),
+        phase: text(nodes::PHASE)?.unwrap_or_else(none),
         pass: number(nodes::PASS)?,
         nr_bytes: number(nodes::BYTES)?,
         nr_pages: number(nodes::PAGES)?,
@@ -119,7 +121,7 @@ impl Row {
 
     /// Pages of the first pass against the target's size; `None` outside a receive.
     fn percent(&self) -> Option<u64> {
-        let receiving = ["opening", "memory", "precopy", "finishing"].contains(&self.phase.as_str());
+        let receiving = ["opening", "memory", "precopy", "finishing"].contains(&self.phase.raw());
         let part = self.nr_pages.saturating_mul(100).checked_div(self.max_pages)?;
         receiving.then_some(part.min(100))
     }
@@ -149,7 +151,7 @@ impl Row {
 }
 
 fn json(rows: &[Row]) -> String {
-    Value::Array(rows.iter().map(Row::json).collect()).to_string()
+    text::json(&Value::Array(rows.iter().map(Row::json).collect()))
 }
 
 fn table(rows: &[Row]) -> String {
@@ -162,11 +164,11 @@ fn table(rows: &[Row]) -> String {
         let numbers =
             [row.nr_pages, row.superpages_1g, row.superpages_2m, row.pages_4k].map(|nr| nr.to_string());
         let [pages, huge, large, small] = numbers.each_ref().map(String::as_str);
-        let guest = format!("{} ({})", plain(&row.guest), row.target);
-        let (stub, phase) = (row.stub.to_string(), plain(&row.phase));
+        let guest = format!("{} ({})", row.guest, row.target);
+        let (stub, phase) = (row.stub.to_string(), row.phase.to_string());
         lines.push(line([&stub, &guest, row.state, &phase, &percent, pages, huge, large, small]));
         lines.extend(row.bar().map(|bar| format!("      {bar}")));
-        lines.extend(row.error.iter().map(|error| format!("      last error: {}", plain(error))));
+        lines.extend(row.error.iter().map(|error| format!("      last error: {error}")));
     }
     lines.join("\n")
 }
@@ -179,22 +181,21 @@ fn line(cells: [&str; 9]) -> String {
     line.trim_end().to_owned()
 }
 
-/// A stub's or guest's words without control characters.
-fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn untrusted(text: &str) -> Untrusted<String> {
+        Untrusted::new(text.to_owned())
+    }
 
     fn example() -> Row {
         Row {
             stub: Domid::new(8),
             target: Domid::new(7),
-            guest: "db".to_owned(),
+            guest: untrusted("db"),
             state: "alive",
-            phase: "memory".to_owned(),
+            phase: untrusted("memory"),
             pass: 1,
             nr_bytes: 1 << 20,
             nr_pages: 16_640,
@@ -217,25 +218,25 @@ mod tests {
         row.look(&mut seen, start + Duration::from_secs(1));
         assert!(table(&[row.clone()]).ends_with("25%  pass 1  1024 KiB/s  about 2 s to the end of the pass"));
         assert_eq!(row.json()["seconds_left"], 2);
-        let idle = Row { phase: "restored".to_owned(), ..row };
+        let idle = Row { phase: untrusted("restored"), ..row };
         assert_eq!(idle.bar(), None);
     }
 
     #[test]
     fn a_receive_shows_its_percentage_and_an_idle_stub_none() {
         assert_eq!(example().percent(), Some(25));
-        assert_eq!(Row { phase: "restored".to_owned(), ..example() }.percent(), None);
+        assert_eq!(Row { phase: untrusted("restored"), ..example() }.percent(), None);
         assert_eq!(Row { max_pages: 0, ..example() }.percent(), None);
         assert_eq!(Row { nr_pages: u64::MAX, ..example() }.percent(), Some(100));
     }
 
     #[test]
     fn the_table_has_a_line_a_stub_and_its_error_below() {
-        let rows = [Row { error: Some("bad\nrecord".to_owned()), ..example() }];
+        let rows = [Row { error: Some(untrusted("bad\nrecord")), ..example() }];
         let expected = "\
 STUB  GUEST                   STATE    PHASE         %     PAGES   1G     2M       4K
 d8    db (d7)                 alive    memory       25     16640    0     32      256
-      last error: bad?record";
+      last error: bad\\u{a}record";
         assert_eq!(table(&rows), expected);
     }
 

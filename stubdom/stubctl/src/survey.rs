@@ -10,6 +10,7 @@ use crate::control_channel::{ControlChannel, ControlError};
 use crate::error::Error;
 use crate::host::Host;
 use crate::pair::{self, PairError, Stub};
+use crate::text;
 use control::{FromStub, RegionKind, ToStub};
 use serde_json::{Value, json};
 use xen_abi::types::{Domid, Gfn, Order};
@@ -46,7 +47,7 @@ pub(crate) fn run(host: &Host, arguments: &MapArguments) -> Result<(), Error> {
     };
     survey.nr_owned = host.xen.domain_info(guest.domid)?.map_or(0, |info| info.tot_pages);
     if arguments.json {
-        println!("{}", survey.json(&guest));
+        println!("{}", text::json(&survey.json(&guest)));
     } else {
         println!("{}", survey.text(&guest));
     }
@@ -54,7 +55,7 @@ pub(crate) fn run(host: &Host, arguments: &MapArguments) -> Result<(), Error> {
 }
 
 fn with_new_stub(host: &Host, conf: &Conf, guest: &Guest, keep: bool) -> Result<Survey, Error> {
-    let stub = Stub::start(host, conf, &guest.name, guest.domid)?;
+    let stub = Stub::start(host, conf, guest.name.raw(), guest.domid)?;
     let channel = stub.greet(conf)?;
     let survey = ask(host, conf, guest, channel, Some(guest.domid))?;
     if keep {
@@ -182,6 +183,7 @@ fn letter(region: RegionKind) -> char {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use control::Untrusted;
 
     fn piece(first_region: u64, kinds: &[u8]) -> FromStub<'_> {
         FromStub::Survey { first_region, kinds }
@@ -194,7 +196,7 @@ mod tests {
         assert_eq!(survey.take(6, piece(3, &[0, 3])), None);
         let done = FromStub::SurveyDone { nr_contiguous_1g: 0, nr_frames: 1600 };
         assert_eq!(survey.take(6, done), Some(Ok(())));
-        let guest = Guest { domid: Domid::new(5), name: "db".to_owned() };
+        let guest = Guest { domid: Domid::new(5), name: Untrusted::new("db".to_owned()) };
         let value = survey.json(&guest);
         assert_eq!(value["map"], "SSs.p");
         assert_eq!((&value["regions_2m"], &value["superpages_2m"]), (&json!(4), &json!(2)));

@@ -5,6 +5,7 @@ use crate::exchange::Exchange;
 use crate::frame::State;
 use crate::standstill::rescue::AGAIN;
 use crate::xen_version::XenVersion;
+use control::Untrusted;
 use control::exchange::{Outcome, Prepared, Reason, Scope};
 use migration::exchange_pv::Exchanged;
 use serde_json::{Value, json};
@@ -59,7 +60,7 @@ pub(crate) struct Verdict {
     /// Why, by name.
     pub(crate) reason: &'static str,
     text: String,
-    guest: Option<(Domid, String)>,
+    guest: Option<(Domid, Untrusted<String>)>,
     details: Option<Value>,
 }
 
@@ -107,8 +108,8 @@ impl Verdict {
     }
 
     /// Names the owner.
-    pub(crate) fn of_guest(mut self, domid: Domid, name: &str) -> Self {
-        self.guest = Some((domid, name.to_owned()));
+    pub(crate) fn of_guest(mut self, domid: Domid, name: &Untrusted<String>) -> Self {
+        self.guest = Some((domid, name.clone()));
         self
     }
 
@@ -214,7 +215,7 @@ impl Verdict {
         });
         if let Some((domid, name)) = &self.guest {
             value["domid"] = domid.raw().into();
-            value["guest"] = name.as_str().into();
+            value["guest"] = name.raw().into();
         }
         if let Some(Value::Object(details)) = &self.details {
             for (key, detail) in details {
@@ -259,7 +260,7 @@ mod tests {
         assert_eq!((refused.kind, refused.kind.exit_code()), (Kind::Refused, 8));
         let lost = Verdict::not_exchanged(MFN, Reason::Lost.as_str(), "gfn:0x5 is lost");
         assert_eq!((lost.kind, lost.kind.exit_code()), (Kind::Lost, 10));
-        let words = lost.of_guest(Domid::new(3), "db").to_string();
+        let words = lost.of_guest(Domid::new(3), &Untrusted::new("db".to_owned())).to_string();
         assert!(
             words.contains("LOST") && words.contains("of db (d3)") && words.contains("destroy it"),
             "{words}"

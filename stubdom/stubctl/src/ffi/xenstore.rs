@@ -1,8 +1,10 @@
-//! libxenstore: paths in, text out.
+//! libxenstore: paths in, text out. Nodes hold what guests, stubs and streams have chosen, so every text is
+//! [`Untrusted`].
 //!
 //! Declarations follow `xenstore.h`. No transactions: every node that stubctl writes stands for itself.
 #![allow(unsafe_code, reason = "libxenstore has a C interface")]
 
+use control::Untrusted;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_ulong, c_void};
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -81,7 +83,7 @@ impl Store {
     }
 
     /// Reads a node as text; `None` when it does not exist.
-    pub(crate) fn read(&self, path: &str) -> Result<Option<String>, StoreError> {
+    pub(crate) fn read(&self, path: &str) -> Result<Option<Untrusted<String>>, StoreError> {
         let c_path = c_string("read", path)?;
         let mut len = 0;
         // SAFETY: the handle is open, the path is nul-terminated and outlives the call, `len` is written.
@@ -95,12 +97,12 @@ impl Store {
         let text = String::from_utf8_lossy(bytes).into_owned();
         // SAFETY: xs_read allocates its result with malloc; the slice above is not used any more.
         unsafe { libc::free(data.as_ptr()) };
-        Ok(Some(text))
+        Ok(Some(Untrusted::new(text)))
     }
 
     /// Reads a decimal node; `None` when it is absent or no number.
     pub(crate) fn read_number<T: FromStr>(&self, path: &str) -> Result<Option<T>, StoreError> {
-        Ok(self.read(path)?.and_then(|text| text.trim().parse().ok()))
+        Ok(self.read(path)?.and_then(|text| text.raw().trim().parse().ok()))
     }
 
     /// Writes a node, making its parents.
@@ -139,7 +141,7 @@ impl Store {
     }
 
     /// The names of a node's children; empty when it does not exist.
-    pub(crate) fn children(&self, path: &str) -> Result<Vec<String>, StoreError> {
+    pub(crate) fn children(&self, path: &str) -> Result<Vec<Untrusted<String>>, StoreError> {
         let c_path = c_string("list", path)?;
         let mut nr = 0;
         // SAFETY: the handle is open, the path is nul-terminated, `nr` is written.
@@ -204,10 +206,10 @@ impl Drop for Store {
     }
 }
 
-fn copy_text(text: *const c_char) -> String {
+fn copy_text(text: *const c_char) -> Untrusted<String> {
     // SAFETY: libxenstore's directory entries are nul-terminated texts within its result.
     let text = unsafe { CStr::from_ptr(text) };
-    text.to_string_lossy().into_owned()
+    Untrusted::new(text.to_string_lossy().into_owned())
 }
 
 fn c_string(operation: &'static str, path: &str) -> Result<CString, StoreError> {

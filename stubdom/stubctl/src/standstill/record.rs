@@ -85,7 +85,7 @@ impl Record {
     /// What stands there is no record: [`PairError::BadRecord`].
     pub(super) fn read(host: &Host, guest: Domid) -> Result<Option<Self>, Error> {
         let Some(text) = host.store.read(&node(guest))? else { return Ok(None) };
-        let record = Self::parse(&text);
+        let record = Self::parse(text.raw());
         record.map(Some).ok_or_else(|| PairError::BadRecord(guest, node(guest), text).into())
     }
 

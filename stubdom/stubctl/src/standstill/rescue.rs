@@ -47,7 +47,7 @@ pub(crate) fn guard(host: &Host, guest: Domid, parent: u32) -> Result<(), Error>
 /// was, so that its guest would stand on when the same frame is named again.
 pub(crate) fn put_all_right(host: &Host) {
     let domains = host.store.children("/local/domain").unwrap_or_default();
-    for guest in domains.iter().filter_map(|name| name.parse().ok()).map(Domid::new) {
+    for guest in domains.iter().filter_map(|name| name.raw().parse().ok()).map(Domid::new) {
         let is_left = Record::read(host, guest).is_ok_and(|record| record.is_some());
         let put = match is_left.then(|| Lock::take_now(host, guest)) {
             None | Some(Err(Error::Pair(PairError::InCare(..)))) => continue,
@@ -96,8 +96,7 @@ pub(crate) const AGAIN: &str =
     "free some memory of the host and do the same again (stubctl offline puts a guest right before all else)";
 
 fn repair_anew(host: &Host, domid: Domid, repair: Repair) -> Result<(), Error> {
-    let name = host.name_of(domid)?.unwrap_or_else(|| domid.to_string());
-    let guest = Guest { domid, name };
+    let guest = Guest { domid, name: host.name_or_number(domid)? };
     let conf = guest.conf()?;
     // The stub ends again: who needs one starts it.
     rescue(host, &guest, &conf, repair).map(drop)
@@ -138,12 +137,12 @@ pub(crate) fn rescue<'a>(
     let _undisturbed = host.interrupt.undisturbed();
     log::warn!("the stub of {} is gone: starting another to put the guest right", guest.name);
     pair::bury(host, guest.domid, conf.start_timeout)?;
-    let stub = Stub::start(host, conf, &guest.name, guest.domid)?;
+    let stub = Stub::start(host, conf, guest.name.raw(), guest.domid)?;
     let mut channel = stub.greet(conf)?;
     channel.send(host, &ToStub::Repair(repair))?;
     let done = channel.wait(host, conf.stall_timeout, "Done for Repair", |message| match message {
         FromStub::Done => Some(Ok(())),
-        FromStub::NotExchanged { text, .. } => Some(Err(text.to_owned())),
+        FromStub::NotExchanged { text, .. } => Some(Err(text.to_string())),
         _ => None,
     })?;
     done.map_err(ControlError::Failed)?;
