@@ -7,31 +7,26 @@ mod error;
 
 pub(crate) use error::ControlError;
 
-use crate::ffi::sys::{self, Polled};
+use crate::byte_lock::{ByteLock, Kind};
+use crate::ffi::sys::Polled;
 use crate::ffi::vchan::Vchan;
 use crate::host::Host;
 use crate::interrupt::Stop;
 use control::{Deframer, FromStub, LogLevel, MAX_MESSAGE_BYTES, ToStub};
 use error::End;
-use std::fs::File;
-use std::io;
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use xen_abi::types::Domid;
 
 /// How often a silent stub is looked at.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(500);
 
-/// One byte of it stands for each stub's channel.
-const LOCK_FILE: &str = "/run/stubctl.lock";
-
 /// An open conversation.
 pub(crate) struct ControlChannel {
     vchan: Vchan,
     deframer: Deframer,
     stub: Domid,
-    /// Holds the record lock of this stub's channel: a vchan has one client.
-    _lock: File,
+    /// A vchan has one client.
+    _lock: ByteLock,
 }
 
 impl ControlChannel {
@@ -208,14 +203,9 @@ impl ControlChannel {
     }
 }
 
-/// Takes this stub's byte of the lock file.
-fn lock(stub: Domid) -> Result<File, ControlError> {
-    let error = |error: io::Error| ControlError::Lock(error.kind());
-    let file = File::options().write(true).create(true).truncate(false).open(LOCK_FILE).map_err(error)?;
-    match sys::lock_byte(file.as_fd(), stub.raw()) {
-        Ok(()) => Ok(file),
-        Err(_) => Err(ControlError::Busy(stub)),
-    }
+/// Takes the lock of this stub's channel.
+fn lock(stub: Domid) -> Result<ByteLock, ControlError> {
+    ByteLock::take_now(Kind::Channel, stub.raw())?.ok_or(ControlError::Busy(stub))
 }
 
 /// Fails when the domain is gone, dying or shut down.

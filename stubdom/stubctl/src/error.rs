@@ -1,6 +1,7 @@
 //! Every way in which stubctl fails, with its exit code and the errno that libxl is told.
 
 use crate::broker::BlobError;
+use crate::byte_lock::LockError;
 use crate::conf::ConfError;
 use crate::control_channel::ControlError;
 use crate::ffi::xenctrl::XenError;
@@ -66,7 +67,9 @@ errors! {
     /// The relay's bridge.
     Net(NetError),
     /// xl's lock.
-    Lock(HeldByParent),
+    XlLock(HeldByParent),
+    /// Locks of our own.
+    Lock(LockError),
     /// Making a stub.
     Pair(PairError),
     /// Suspending a PV guest.
@@ -118,10 +121,14 @@ impl Error {
     /// The same as a number.
     pub(crate) fn code(&self) -> u8 {
         match self {
-            Self::Xen(_) | Self::Store(_) | Self::Net(_) | Self::Packaged(_) | Self::Io(_) | Self::Qmp(_) => {
-                1
-            }
-            Self::Control(ControlError::Xen(_) | ControlError::Store(_)) => 1,
+            Self::Xen(_)
+            | Self::Store(_)
+            | Self::Net(_)
+            | Self::Packaged(_)
+            | Self::Io(_)
+            | Self::Qmp(_)
+            | Self::Lock(_) => 1,
+            Self::Control(ControlError::Xen(_) | ControlError::Store(_) | ControlError::Lock(_)) => 1,
             Self::Usage(_) => 2,
             Self::Suspend(_) => 1,
             Self::PvExchange(_) => 1,
@@ -129,7 +136,7 @@ impl Error {
             Self::Conf(_) | Self::Pair(PairError::NoConfig(_)) => 3,
             Self::Control(ControlError::Stop(_)) | Self::Stop(_) => 7,
             Self::Control(ControlError::Failed(_)) | Self::Blob(_) => 5,
-            Self::Lock(_) | Self::Pair(_) | Self::Control(_) => 4,
+            Self::XlLock(_) | Self::Pair(_) | Self::Control(_) => 4,
             Self::Relay(_) => 6,
         }
     }
@@ -144,14 +151,19 @@ impl Error {
         match self {
             Self::Xen(error) | Self::Control(ControlError::Xen(error)) => error.errno,
             Self::Store(error) | Self::Control(ControlError::Store(error)) => error.errno,
-            Self::Lock(_) => libc::EDEADLK,
+            Self::XlLock(_) => libc::EDEADLK,
             Self::Control(ControlError::Silent { .. }) => libc::ETIMEDOUT,
             Self::Control(ControlError::Stop(_)) | Self::Stop(_) => libc::EINTR,
             Self::Conf(_) | Self::Usage(_) | Self::Pair(_) | Self::Suspend(_) | Self::PvExchange(_) => {
                 libc::EINVAL
             }
             Self::Control(_) | Self::Blob(_) => libc::EPROTO,
-            Self::Relay(_) | Self::Net(_) | Self::Packaged(_) | Self::Io(_) | Self::Qmp(_) => libc::EIO,
+            Self::Relay(_)
+            | Self::Net(_)
+            | Self::Packaged(_)
+            | Self::Io(_)
+            | Self::Qmp(_)
+            | Self::Lock(_) => libc::EIO,
         }
     }
 

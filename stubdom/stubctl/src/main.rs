@@ -10,6 +10,7 @@
 //! `ffi` is the only room with `unsafe`.
 
 mod broker;
+mod byte_lock;
 mod cli;
 mod commands;
 mod conf;

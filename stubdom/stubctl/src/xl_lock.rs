@@ -6,8 +6,9 @@
 
 use crate::ffi::sys;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 
 const XL_CONF: &str = "/etc/xen/xl.conf";
 const DEFAULT_LOCK: &str = "/var/lock/xl";
@@ -47,9 +48,13 @@ pub(crate) fn check() -> Result<(), HeldByParent> {
     if is_ancestor(holder) { Err(HeldByParent { file, pid: holder }) } else { Ok(()) }
 }
 
-/// Who holds the lock; a file that is not there is not locked.
+/// Who holds the lock; what is not there, or is no file that xl could have made, nobody of xl's holds. The directory may be
+/// everybody's (`/run/lock`), so the open must neither follow a link nor wait, as it would at a FIFO.
 fn holder(file: &str) -> Option<i32> {
-    sys::lock_holder(File::open(file).ok()?.as_fd()).ok().flatten()
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags).open(file).ok()?;
+    file.metadata().ok().filter(Metadata::is_file)?;
+    sys::lock_holder(file.as_fd()).ok().flatten()
 }
 
 fn lock_file() -> String {
@@ -112,5 +117,17 @@ mod tests {
     #[test]
     fn nobody_holds_a_file_that_is_not_there() {
         assert_eq!(holder("/nonexistent/lock"), None);
+    }
+
+    #[test]
+    fn a_pipe_in_the_place_of_the_lock_holds_nobody_up() {
+        let pipe = std::env::temp_dir().join(format!("stubctl-xl-lock-{}", std::process::id()));
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let (done, wait) = std::sync::mpsc::channel();
+        let file = pipe.to_str().unwrap().to_owned();
+        std::thread::spawn(move || done.send(holder(&file)));
+        let found = wait.recv_timeout(std::time::Duration::from_secs(60));
+        std::fs::remove_file(pipe).unwrap();
+        assert_eq!(found, Ok(None));
     }
 }

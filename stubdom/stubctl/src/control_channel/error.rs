@@ -1,11 +1,11 @@
 //! What ends a conversation with a stub.
 
+use crate::byte_lock::LockError;
 use crate::ffi::xenctrl::{DomainInfo, XenError};
 use crate::ffi::xenstore::StoreError;
 use crate::interrupt::Stop;
 use control::FrameError;
 use std::fmt;
-use std::io;
 use std::time::Duration;
 use xen_abi::types::Domid;
 
@@ -63,8 +63,8 @@ pub(crate) enum ControlError {
     },
     /// Another stubctl talks to the stub.
     Busy(Domid),
-    /// The lock file of the channels cannot be opened.
-    Lock(io::ErrorKind),
+    /// The locks of the channels cannot be had.
+    Lock(LockError),
     /// The stub closed the channel.
     Closed,
     /// The stub's bytes are no messages.
@@ -116,7 +116,7 @@ impl fmt::Display for ControlError {
                     "another stubctl talks to the stub {stub}: try again when it is done (stubctl status)"
                 )
             }
-            Self::Lock(kind) => write!(f, "{}: {kind}", super::LOCK_FILE),
+            Self::Lock(error) => error.fmt(f),
             Self::Closed => write!(f, "the stub closed its control channel"),
             Self::Frame(error) => write!(f, "the stub sent what is no message: {error}"),
             Self::Version { stub } => {
@@ -145,6 +145,12 @@ impl std::error::Error for ControlError {}
 impl From<Stop> for ControlError {
     fn from(stop: Stop) -> Self {
         Self::Stop(stop)
+    }
+}
+
+impl From<LockError> for ControlError {
+    fn from(error: LockError) -> Self {
+        Self::Lock(error)
     }
 }
 

@@ -3,27 +3,21 @@
 //! **Takes** a guest. **Gives** the record in its xenstore directory, and the lock without which nobody writes it.
 //! **Never** frees the lock before its holder ends: a record that is found under the lock has been left by the dead.
 
+use crate::byte_lock::{ByteLock, Kind};
 use crate::error::Error;
-use crate::ffi::sys;
 use crate::host::{Host, home};
 use crate::pair::PairError;
 use control::exchange::Repair;
 use control::nodes;
 use serde_json::{Value, json};
-use std::fs::File;
-use std::io;
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use xen_abi::types::Domid;
-
-/// One byte of it stands for each guest.
-const LOCK_FILE: &str = "/run/stubctl-care.lock";
 
 /// How long another may take to be done.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The care of one guest, which one process has at a time.
-pub(crate) struct Lock(#[expect(dead_code, reason = "closing the file is what frees the lock")] File);
+pub(crate) struct Lock(#[expect(dead_code, reason = "dropping it is what frees the guest")] ByteLock);
 
 impl Lock {
     /// Takes it, after waiting for who is about to be done: a guardian, most often.
@@ -46,14 +40,12 @@ impl Lock {
     /// # Errors
     /// Another process has it: [`PairError::InCare`].
     pub(super) fn take_now(host: &Host, guest: Domid) -> Result<Self, Error> {
-        let file = File::options().write(true).create(true).truncate(false).open(LOCK_FILE)?;
-        match sys::lock_byte(file.as_fd(), guest.raw()) {
-            Ok(()) => Ok(Self(file)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+        match ByteLock::take_now(Kind::Care, guest.raw())? {
+            Some(lock) => Ok(Self(lock)),
+            None => {
                 let pid = Record::read(host, guest).ok().flatten().map(|record| record.pid);
                 Err(PairError::InCare(guest, pid).into())
             }
-            Err(error) => Err(error.into()),
         }
     }
 }
