@@ -21,6 +21,10 @@ pub(crate) enum Kind {
     Channel,
     /// Exchanging frames of a guest, by the guest's number.
     Care,
+    /// Making a stub for a guest, by the guest's number.
+    Pairing,
+    /// Making a domain of a name, by a hash of the name.
+    Name,
 }
 
 impl Kind {
@@ -28,6 +32,8 @@ impl Kind {
         match self {
             Self::Channel => "channel.lock",
             Self::Care => "care.lock",
+            Self::Pairing => "pairing.lock",
+            Self::Name => "name.lock",
         }
     }
 }

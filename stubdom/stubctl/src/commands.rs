@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::ffi::sys;
 use crate::host::{Host, home};
 use crate::interrupt::Interrupt;
-use crate::pair::{self, PairError, Stub};
+use crate::pair::{self, PairError, Paired};
 use crate::{offline, pages, standstill, status, survey, watch};
 use clap::Parser;
 use control::{ToStub, Untrusted};
@@ -84,12 +84,14 @@ impl Guest {
 
 fn attach(host: &Host, wanted: &str) -> Result<(), Error> {
     let guest = Guest::find(host, wanted)?;
-    if let Some(stub) = pair::find(host, guest.domid)? {
-        println!("{} ({}) has the stub {stub} already", guest.name, guest.domid);
-        return Ok(());
-    }
     let conf = guest.conf()?;
-    let stub = Stub::start(host, &conf, guest.name.raw(), guest.domid)?;
+    let stub = match pair::find_or_start(host, &conf, guest.name.raw(), guest.domid)? {
+        Paired::Made(stub) => stub,
+        Paired::Found(stub) => {
+            println!("{} ({}) has the stub {stub} already", guest.name, guest.domid);
+            return Ok(());
+        }
+    };
     stub.greet(&conf)?;
     println!("{} ({}) has the stub {} now", guest.name, guest.domid, stub.domid);
     stub.keep();
@@ -103,10 +105,10 @@ fn detach(host: &Host, wanted: &str) -> Result<(), Error> {
     let conf = guest.conf()?;
     match shut_down(host, &conf, stub) {
         Ok(true) => pair::unlink(host, guest.domid),
-        Ok(false) => pair::destroy(host, &stub.to_string(), stub, guest.domid),
+        Ok(false) => pair::destroy(host, stub, guest.domid),
         Err(error) => {
             log::warn!("the stub {stub} does not shut down ({error}): destroying it");
-            pair::destroy(host, &stub.to_string(), stub, guest.domid);
+            pair::destroy(host, stub, guest.domid);
         }
     }
     println!("{} ({}) has no stub any more", guest.name, guest.domid);

@@ -11,7 +11,7 @@ use crate::conf::Conf;
 use crate::control_channel::{ControlChannel, ControlError};
 use crate::error::Error;
 use crate::host::{Host, home};
-use crate::pair::{self, Stub};
+use crate::pair::{self, Paired, Stub};
 use crate::saving;
 use crate::standstill::rescue;
 use crate::standstill::{Care, Stood};
@@ -97,16 +97,13 @@ impl<'a> Session<'a> {
     pub(crate) fn open(host: &'a Host, guest: Guest, arguments: &OfflineArguments) -> Result<Self, Error> {
         let care = Care::take(host, guest.domid)?;
         let conf = guest.conf()?;
-        let (channel, stub) = match pair::find(host, guest.domid)? {
-            Some(stub) => {
+        let (channel, stub) = match pair::find_or_start(host, &conf, guest.name.raw(), guest.domid)? {
+            Paired::Found(stub) => {
                 let (mut channel, known) = ControlChannel::open(host, stub, conf.stall_timeout)?;
                 channel.pair(host, known, guest.domid, conf.stall_timeout)?;
                 (channel, None)
             }
-            None => {
-                let stub = Stub::start(host, &conf, guest.name.raw(), guest.domid)?;
-                (stub.greet(&conf)?, Some(stub))
-            }
+            Paired::Made(stub) => (stub.greet(&conf)?, Some(stub)),
         };
         let stub = stub.and_then(|stub| if arguments.keep { stub.keep_none() } else { Some(stub) });
         Ok(Self { host, guest, conf, channel, stub, care })
@@ -384,7 +381,7 @@ fn see_swap_end(
     }
     if let Ok(Some(stub)) = pair::find(host, guest.domid) {
         log::error!("the stub {stub} does not end its swap: destroying it");
-        pair::destroy(host, &stub.to_string(), stub, guest.domid);
+        pair::destroy(host, stub, guest.domid);
     }
     Err(error)
 }

@@ -3,6 +3,7 @@
 //! **Takes** a target and its configuration. **Gives** a paired stub and the open conversation. **Never** leaves a
 //! stub behind that did not come up: [`Stub`] destroys its domain when it is dropped, until it is told to stay.
 
+use crate::byte_lock::{ByteLock, Kind};
 use crate::conf::{Conf, settled_name};
 use crate::control_channel::{ControlChannel, HEARTBEAT};
 use crate::error::Error;
@@ -11,12 +12,19 @@ use crate::host::{Host, home};
 use crate::{net, xl_lock};
 use control::{Transport, Untrusted, nodes};
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Read};
 use std::net::SocketAddrV6;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use xen_abi::types::Domid;
+
+/// Most stubs of guests of one name. A guest has one; while it migrates within the host both sides have their own.
+const NR_NAMES: u32 = 16;
+
+/// Longest part of a guest's name in that of its stub: `xl-NAME.log.10` and `guest-NAME.log` have to be names of files.
+const MAX_NAME_BYTES: usize = 128;
 
 /// What keeps a stub from starting.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +37,12 @@ pub(crate) enum PairError {
     CreateTimeout(Duration),
     /// `xl create` succeeded and there is no such domain.
     Vanished(String),
+    /// Every name for another stub of this guest is taken.
+    NoName(String),
+    /// The guest has a stub already.
+    HasStub(Domid, Domid),
+    /// Another stubctl makes a stub for this guest, and has not ended in this time.
+    BeingMade(Domid, Duration),
     /// The target is not HVM or PVH.
     NotHvm(Domid),
     /// The guest has no stub.
@@ -54,6 +68,22 @@ impl fmt::Display for PairError {
                 write!(f, "xl create of the stub did not end within {} s (start_timeout_s)", waited.as_secs())
             }
             Self::Vanished(name) => write!(f, "the stub {name} was created and is gone already"),
+            Self::NoName(name) => {
+                write!(
+                    f,
+                    "{NR_NAMES} domains have the names of this guest's stubs, up to {name}: see xl list"
+                )
+            }
+            Self::HasStub(target, stub) => {
+                write!(f, "{target} has the stub {stub} already (see stubctl detach)")
+            }
+            Self::BeingMade(target, waited) => {
+                let seconds = waited.as_secs();
+                write!(
+                    f,
+                    "another stubctl makes a stub for {target}, for {seconds} s already: try again later"
+                )
+            }
             Self::NotHvm(target) => {
                 write!(f, "{target} is a PV domain: Xen ties a stub to HVM and PVH domains only")
             }
@@ -83,10 +113,17 @@ impl PairError {
     }
 }
 
+/// The living stub of a guest.
+pub(crate) enum Paired<'a> {
+    /// It was there.
+    Found(Domid),
+    /// It was made for this.
+    Made(Stub<'a>),
+}
+
 /// A stub domain that this process made; dropped, it is destroyed, unless [`Stub::keep`] was called.
 pub(crate) struct Stub<'a> {
     host: &'a Host,
-    name: String,
     target: Domid,
     /// The stub's domain.
     pub(crate) domid: Domid,
@@ -99,14 +136,19 @@ impl<'a> Stub<'a> {
     /// # Errors
     /// It cannot be made; nothing is left of it.
     pub(crate) fn start(host: &'a Host, conf: &Conf, guest: &str, target: Domid) -> Result<Self, Error> {
+        match find_or_start(host, conf, guest, target)? {
+            Paired::Found(stub) => Err(PairError::HasStub(target, stub).into()),
+            Paired::Made(stub) => Ok(stub),
+        }
+    }
+
+    fn make(host: &'a Host, conf: &Conf, guest: &str, target: Domid) -> Result<Self, Error> {
         xl_lock::check()?;
         if conf.transport == Transport::Tcp {
             net::ensure_bridge(&conf.bridge)?;
         }
-        let name = stub_name(guest, target);
-        create(host, conf, &name)?;
-        let domid = host.domid_of(&name)?.ok_or_else(|| PairError::Vanished(name.clone()))?;
-        let stub = Self { host, name, target, domid, keep: false };
+        let domid = create(host, conf, guest)?;
+        let stub = Self { host, target, domid, keep: false };
         stub.link()?;
         host.xen.set_target(domid, target)?;
         if conf.transport == Transport::Tcp {
@@ -151,22 +193,28 @@ impl<'a> Stub<'a> {
 impl Drop for Stub<'_> {
     fn drop(&mut self) {
         if !self.keep {
-            destroy(self.host, &self.name, self.domid, self.target);
+            destroy(self.host, self.domid, self.target);
         }
     }
 }
 
 /// Ends a stub for good and unlinks it from its target; failures are logged, there is nobody else to tell.
-pub(crate) fn destroy(host: &Host, name: &str, stub: Domid, target: Domid) {
+pub(crate) fn destroy(host: &Host, stub: Domid, target: Domid) {
+    destroy_domain(host, stub);
+    unlink(host, target);
+}
+
+/// Destroys a stub's domain, by number: its name may be another domain's by now.
+fn destroy_domain(host: &Host, stub: Domid) {
     let is_there = || !matches!(host.xen.domain_info(stub), Ok(None));
-    // By number: the name may be another domain's by now. Whoever else destroys it may be quicker.
+    let number = stub.raw().to_string();
+    // Whoever else destroys it may be quicker.
     if is_there()
-        && let Err(said) = xl(&["destroy", &stub.raw().to_string()])
+        && let Err(said) = xl(&["destroy", &number])
         && is_there()
     {
-        log::warn!("cannot destroy the stub {name} ({stub}): {said}; do it by hand: xl destroy {name}");
+        log::warn!("cannot destroy the stub {stub}: {said}; do it by hand: xl destroy {number}");
     }
-    unlink(host, target);
 }
 
 /// Removes the link from a target to its stub.
@@ -190,7 +238,7 @@ pub(crate) fn bury(host: &Host, target: Domid, patience: Duration) -> Result<(),
         }
         if start.elapsed() > patience / 4 {
             // xl has not cleared it away by itself.
-            destroy(host, &stub.to_string(), stub, target);
+            destroy(host, stub, target);
         }
         host.interrupt.wait(&[], HEARTBEAT / 10)?;
     }
@@ -206,6 +254,32 @@ pub(crate) fn find(host: &Host, target: Domid) -> Result<Option<Domid>, Error> {
     Ok((agrees && lives).then_some(stub))
 }
 
+/// The living stub of a guest, or a new one. Nobody else makes one meanwhile.
+///
+/// # Errors
+/// There is none to be had; nothing is left of one that was begun.
+pub(crate) fn find_or_start<'a>(
+    host: &'a Host,
+    conf: &Conf,
+    guest: &str,
+    target: Domid,
+) -> Result<Paired<'a>, Error> {
+    let start = Instant::now();
+    let _lock = loop {
+        match ByteLock::take_now(Kind::Pairing, target.raw())? {
+            Some(lock) => break lock,
+            None if start.elapsed() > conf.start_timeout => {
+                return Err(PairError::BeingMade(target, conf.start_timeout).into());
+            }
+            None => host.interrupt.wait(&[], HEARTBEAT / 10)?,
+        }
+    };
+    match find(host, target)? {
+        Some(stub) => Ok(Paired::Found(stub)),
+        None => Ok(Paired::Made(Stub::make(host, conf, guest, target)?)),
+    }
+}
+
 /// The address at which a stub takes streams.
 pub(crate) fn stream_address(host: &Host, conf: &Conf, stub: Domid) -> Result<SocketAddrV6, Error> {
     // The back end's copy of the MAC, which the stub cannot write.
@@ -217,11 +291,29 @@ pub(crate) fn stream_address(host: &Host, conf: &Conf, stub: Domid) -> Result<So
 
 /// Runs `xl create` with the guest's own name and network filled in. The stub runs at once: if this process is killed
 /// before they are paired, the stub ends by itself, which a paused one could not.
-fn create(host: &Host, conf: &Conf, name: &str) -> Result<(), Error> {
+fn create(host: &Host, conf: &Conf, guest: &str) -> Result<Domid, Error> {
     if !conf.config.is_file() {
         return Err(PairError::NoConfig(conf.config.clone()).into());
     }
-    let mut child = spawn_create(conf, name).map_err(|error| PairError::create(&error))?;
+    let (name, _lock) = free_name(host, guest)?;
+    let handle = random()?;
+    let made = || host.xen.domain_made_as(handle);
+    let child = spawn_create(conf, &name, handle).map_err(|error| PairError::create(&error))?;
+    let result = await_create(host, conf, child);
+    let domid = made()?;
+    match (result, domid) {
+        (Ok(()), Some(domid)) => Ok(domid),
+        (Ok(()), None) => Err(PairError::Vanished(name).into()),
+        (Err(error), domid) => {
+            // Whatever else has this name is not ours to destroy.
+            domid.inspect(|domid| destroy_domain(host, *domid));
+            Err(error)
+        }
+    }
+}
+
+/// Waits for `xl create` to end; what does not end in time is killed.
+fn await_create(host: &Host, conf: &Conf, mut child: Child) -> Result<(), Error> {
     let start = Instant::now();
     let result = loop {
         match child.try_wait() {
@@ -237,50 +329,82 @@ fn create(host: &Host, conf: &Conf, name: &str) -> Result<(), Error> {
             break Err(stop.into());
         }
     };
-    abandon(host, child, name);
+    // Both fail only when it has ended by itself.
+    let _ = child.kill();
+    let _ = child.wait();
     result
 }
 
-fn spawn_create(conf: &Conf, name: &str) -> io::Result<Child> {
+fn spawn_create(conf: &Conf, name: &str, handle: [u8; 16]) -> io::Result<Child> {
     let mut command = Command::new("xl");
     command.args(["create", "-q"]).arg(&conf.config);
     // xl reads these behind the file, and the last setting counts.
-    command.args(extra_settings(conf, name));
+    command.args(extra_settings(conf, name, handle));
     // libxl's pipes to this process are no business of the daemon that xl leaves behind.
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     sys::unblock_termination(&mut command).spawn()
 }
 
-/// The name of a guest's stub. The guest's own came with its stream and becomes part of an xl config: what could end a
-/// string or a line there is made plain. The number keeps it apart from every other's.
-fn stub_name(guest: &str, target: Domid) -> String {
+/// The first of the names for a guest's stub that no domain has, and the lock that keeps it free. Mostly there is one stub, so
+/// that the logs that xl and xenconsoled keep for each name do not pile up; a guest that migrates within the host has two.
+fn free_name(host: &Host, guest: &str) -> Result<(String, ByteLock), Error> {
+    for nr in 1..=NR_NAMES {
+        let name = stub_name(guest, nr);
+        let [low, high, ..] = hash(&name).to_le_bytes();
+        let Some(lock) = ByteLock::take_now(Kind::Name, u16::from_le_bytes([low, high]))? else { continue };
+        if host.domid_of(&name)?.is_none() {
+            return Ok((name, lock));
+        }
+    }
+    Err(PairError::NoName(stub_name(guest, NR_NAMES)).into())
+}
+
+/// A name of a guest's stub. The guest's own came with its stream and becomes part of an xl config and of the names of logs:
+/// what could end a string or a line is made plain, and what is too long for a file's name is cut and made unique.
+fn stub_name(guest: &str, nr: u32) -> String {
+    let guest = settled_name(guest);
     let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
-    let guest: String = settled_name(guest).chars().map(plain).collect();
-    format!("{guest}-stubdom-{}", target.raw())
+    let mut name: String = guest.chars().map(plain).collect();
+    if name.len() > MAX_NAME_BYTES {
+        name.truncate(MAX_NAME_BYTES);
+        name += &format!("-{:08x}", hash(guest));
+    }
+    format!("{name}-stubdom-{nr}")
+}
+
+/// FNV-1a: the same in every build, and nothing depends on its being hard to find a pair.
+fn hash(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// What the stub's config cannot know.
-fn extra_settings(conf: &Conf, name: &str) -> Vec<String> {
+fn extra_settings(conf: &Conf, name: &str, handle: [u8; 16]) -> Vec<String> {
     let memory = conf.memory_mib.map(|mib| format!("memory={mib}"));
     let vif = match conf.transport {
         // Without a vif xl runs no hotplug script.
         Transport::Ring => "vif=[]".to_owned(),
         Transport::Tcp => format!("vif=[\"bridge={}\"]", conf.bridge),
     };
-    let settings = [format!("name=\"{name}\""), vif];
+    let settings = [format!("name=\"{name}\""), format!("uuid=\"{}\"", uuid(handle)), vif];
     settings.into_iter().chain(memory).collect()
 }
 
-/// Ends an `xl create` that is still running and whatever domain it has made by now.
-fn abandon(host: &Host, mut child: Child, name: &str) {
-    // Both fail only when it has ended by itself.
-    let _ = child.kill();
-    let _ = child.wait();
-    if let Ok(Some(domid)) = host.domid_of(name)
-        && let Err(said) = xl(&["destroy", &domid.raw().to_string()])
-    {
-        log::warn!("cannot destroy the stub {name} ({domid}): {said}");
-    }
+/// A handle as xl reads it.
+fn uuid(handle: [u8; 16]) -> String {
+    let hex: String = handle.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (parts, _) = [8, 4, 4, 4, 12].iter().fold((Vec::new(), hex.as_str()), |(mut parts, rest), len| {
+        let (part, rest) = rest.split_at(*len);
+        parts.push(part);
+        (parts, rest)
+    });
+    parts.join("-")
+}
+
+/// Bytes that nobody can guess.
+pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Why a command failed, by what it wrote to standard error.
@@ -318,23 +442,36 @@ pub(crate) fn xl(arguments: &[&str]) -> Result<(), Untrusted<String>> {
 mod tests {
     use super::*;
 
+    const HANDLE: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 255];
+
     #[test]
     fn the_extra_settings_are_xl_config_lines() {
         let conf = Conf { memory_mib: Some(24), transport: Transport::Ring, ..Conf::default() };
-        let expected = ["name=\"db-stubdom-7\"", "vif=[]", "memory=24"];
-        assert_eq!(extra_settings(&conf, "db-stubdom-7"), expected);
+        let uuid = "uuid=\"00010203-0405-0607-0809-0a0b0c0d0eff\"";
+        let expected = ["name=\"db-stubdom-7\"", uuid, "vif=[]", "memory=24"];
+        assert_eq!(extra_settings(&conf, "db-stubdom-7", HANDLE), expected);
         let conf = Conf { memory_mib: None, transport: Transport::Tcp, ..conf };
-        assert_eq!(extra_settings(&conf, "x"), ["name=\"x\"", "vif=[\"bridge=xenstub0\"]"]);
+        assert_eq!(extra_settings(&conf, "x", HANDLE), ["name=\"x\"", uuid, "vif=[\"bridge=xenstub0\"]"]);
     }
 
     #[test]
     fn a_guests_name_adds_no_setting_to_the_stubs_config() {
-        let name = |guest| stub_name(guest, Domid::new(7));
+        let name = |guest| stub_name(guest, 7);
         assert_eq!(name("db_1.old-x--incoming"), "db_1.old-x-stubdom-7");
         assert_eq!(name("a\"\nkernel=\"/tmp/x"), "a__kernel___tmp_x-stubdom-7");
         assert_eq!(name("tä'\\;#[]\0"), "t________-stubdom-7");
-        let settings = extra_settings(&Conf::default(), &name("x\"]\nvif=["));
+        let settings = extra_settings(&Conf::default(), &name("x\"]\nvif=["), HANDLE);
         assert_eq!(settings[0], "name=\"x___vif__-stubdom-7\"");
+    }
+
+    #[test]
+    fn a_long_name_is_cut_and_stays_the_guests_own() {
+        let long = "x".repeat(251);
+        let (a, b) = (stub_name(&format!("{long}a"), 1), stub_name(&format!("{long}b"), 1));
+        assert_ne!(a, b);
+        // The longest names of files that are made of it, of 255 bytes at most.
+        assert!(format!("xl-{a}.log.10").len() <= 255 && format!("guest-{a}.log").len() <= 255);
+        assert_eq!(stub_name(&"x".repeat(128), 1), format!("{}-stubdom-1", "x".repeat(128)));
     }
 
     #[test]

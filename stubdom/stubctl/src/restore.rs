@@ -19,8 +19,6 @@ use crate::relay::tcp::Tcp;
 use crate::relay::{Relay, RelayError, Way};
 use crate::report::{Account, Outcome};
 use control::{FromStub, Phase, Progress, Receive, TOKEN_BYTES, ToStub, Transport};
-use std::fs::File;
-use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 use xen_abi::types::{Domid, Gfn};
@@ -71,7 +69,7 @@ fn receive(
     account: &mut Account,
 ) -> Result<Outcome, Error> {
     let Request { host, conf, arguments, .. } = request;
-    let token = fresh_token()?;
+    let token: [u8; TOKEN_BYTES] = pair::random()?;
     let order = Receive {
         token,
         transport: conf.transport,
@@ -126,12 +124,6 @@ fn open_way(
             Ok(Way::Tcp(Tcp::connect(address, token, conf.stall_timeout, wait)?))
         }
     }
-}
-
-fn fresh_token() -> Result<[u8; TOKEN_BYTES], Error> {
-    let mut token = [0; TOKEN_BYTES];
-    File::open("/dev/urandom")?.read_exact(&mut token)?;
-    Ok(token)
 }
 
 /// A receive under way.

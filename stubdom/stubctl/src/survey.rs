@@ -9,7 +9,7 @@ use crate::conf::Conf;
 use crate::control_channel::{ControlChannel, ControlError};
 use crate::error::Error;
 use crate::host::Host;
-use crate::pair::{self, PairError, Stub};
+use crate::pair::{self, PairError, Paired, Stub};
 use crate::text;
 use control::{FromStub, RegionKind, ToStub};
 use serde_json::{Value, json};
@@ -38,12 +38,12 @@ struct Misplaced {
 pub(crate) fn run(host: &Host, arguments: &MapArguments) -> Result<(), Error> {
     let guest = Guest::find(host, &arguments.guest)?;
     let conf = guest.conf()?;
-    let mut survey = match pair::find(host, guest.domid)? {
-        Some(stub) => {
+    let mut survey = match pair::find_or_start(host, &conf, guest.name.raw(), guest.domid)? {
+        Paired::Found(stub) => {
             let (channel, known) = ControlChannel::open(host, stub, conf.stall_timeout)?;
             ask(host, &conf, &guest, channel, known)?
         }
-        None => with_new_stub(host, &conf, &guest, arguments.keep)?,
+        Paired::Made(stub) => with_new_stub(host, &conf, &guest, stub, arguments.keep)?,
     };
     survey.nr_owned = host.xen.domain_info(guest.domid)?.map_or(0, |info| info.tot_pages);
     if arguments.json {
@@ -54,8 +54,13 @@ pub(crate) fn run(host: &Host, arguments: &MapArguments) -> Result<(), Error> {
     Ok(())
 }
 
-fn with_new_stub(host: &Host, conf: &Conf, guest: &Guest, keep: bool) -> Result<Survey, Error> {
-    let stub = Stub::start(host, conf, guest.name.raw(), guest.domid)?;
+fn with_new_stub(
+    host: &Host,
+    conf: &Conf,
+    guest: &Guest,
+    stub: Stub<'_>,
+    keep: bool,
+) -> Result<Survey, Error> {
     let channel = stub.greet(conf)?;
     let survey = ask(host, conf, guest, channel, Some(guest.domid))?;
     if keep {

@@ -221,6 +221,27 @@ impl Xenctrl {
         Ok((nr == 1 && info.domain == domid.raw()).then(|| info.into()))
     }
 
+    /// The domain that was made with this handle, which its toolstack chose (`uuid` in xl's configuration).
+    pub(crate) fn domain_made_as(&self, handle: [u8; 16]) -> Result<Option<Domid>, XenError> {
+        const BATCH: c_uint = 64;
+        let mut list = [GetDomainInfo::default(); BATCH as usize];
+        let mut first = 0;
+        loop {
+            // SAFETY: the handle is open; `list` has room for the entries asked for.
+            let nr = unsafe { xc_domain_getinfolist(self.handle.as_ptr(), first, BATCH, list.as_mut_ptr()) };
+            let failed =
+                |_| XenError { call: "xc_domain_getinfolist", domid: None, errno: super::last_errno() };
+            let found = list.get(..usize::try_from(nr).map_err(failed)?).unwrap_or_default();
+            if let Some(info) = found.iter().find(|info| info.handle == handle) {
+                return Ok(Some(Domid::new(info.domain)));
+            }
+            match found {
+                [.., last] if found.len() == list.len() => first = u32::from(last.domain) + 1,
+                _ => return Ok(None),
+            }
+        }
+    }
+
     /// Gives `stub` its rights over `target` (`XEN_DOMCTL_set_target`): once in the stub's life.
     pub(crate) fn set_target(&self, stub: Domid, target: Domid) -> Result<(), XenError> {
         // SAFETY: the handle is open; the call takes numbers only.

@@ -115,7 +115,7 @@ pub(crate) fn is_over(host: &Host, guest: Domid) -> Result<bool, Error> {
             Err(error) if Instant::now() < deadline => log::debug!("{error}"),
             Err(error) => {
                 log::error!("the stub {stub} does not end its exchange ({error}): destroying it");
-                pair::destroy(host, &stub.to_string(), stub, guest);
+                pair::destroy(host, stub, guest);
                 return Ok(false);
             }
         }

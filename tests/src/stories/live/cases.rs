@@ -151,9 +151,9 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 /// With nobody of ours alive in dom0, the stub has to end by itself; the target is left, as behind the stock helper.
-const STUB_ENDS: &str = "stub=$guest-stubdom-$(xl domid $guest--incoming) || exit; \
-     for i in $(seq 300); do xl domid $stub >/dev/null 2>&1 || break; sleep 0.2; done; \
-     if xl domid $stub; then echo the stub did not end; exit 1; fi; xl destroy $guest--incoming";
+const STUB_ENDS: &str = "stub=$(xenstore-read /local/domain/$(xl domid $guest--incoming)/stubdom) || exit; \
+     for i in $(seq 300); do xl list $stub >/dev/null 2>&1 || break; sleep 0.2; done; \
+     if xl list $stub; then echo the stub did not end; exit 1; fi; xl destroy $guest--incoming";
 
 /// The stub comes into being while the stream waits; it goes when stubctl has connected to it, by when it may have seen that.
 const SETTLED_DESTROY: &str = "until stub=$(xenstore-read /local/domain/$target/stubdom 2>/dev/null); do sleep 0.1; done; \

@@ -135,25 +135,31 @@ fn look(stage: &Stage, guest: &str) -> Telling<(Option<String>, Lines)> {
     Ok(normalised(&text, guest))
 }
 
-/// Puts words in the place of the numbers of the guest's domain, which is given too, and of its stub's.
+/// Puts words in the place of the numbers of the guest's domain, which is given too, and of its stub's, and of the stub's name
+/// and UUID.
 fn normalised(text: &str, guest: &str) -> (Option<String>, Lines) {
-    let id_of = |is_it: &dyn Fn(&str) -> bool| {
+    let domain = |is_it: &dyn Fn(&str) -> bool| {
         let mut domains = text.lines().filter_map(|line| line.strip_prefix("domain ")?.split_once(' '));
-        let found = domains.find(|(name, _)| is_it(name));
-        found.map(|(_, id)| id.to_owned())
+        domains.find(|(name, _)| is_it(name)).map(|(name, id)| (name.to_owned(), id.to_owned()))
     };
-    let domid = id_of(&|name| name == guest);
-    let stub_name = domid.as_ref().map(|domid| format!("{guest}-stubdom-{domid}"));
-    let stub = stub_name.as_ref().and_then(|stub_name| id_of(&|name| name == stub_name));
+    let domid = domain(&|name| name == guest).map(|(_, id)| id);
+    let (stub_name, stub) = domain(&|name| name.starts_with(&format!("{guest}-stubdom-"))).unzip();
     let ids = [(domid.as_deref(), "GUEST"), (stub.as_deref(), "STUB")];
     let mut lines = Lines::new();
     for line in text.lines() {
         let line = stub_name.as_ref().map_or(line.to_owned(), |name| line.replace(name, "STUB'S NAME"));
+        let line = without_uuid(&line);
         let line =
             ids.iter().fold(line, |line, (id, word)| id.map_or(line.clone(), |id| renamed(&line, id, word)));
         *lines.entry(line).or_default() += 1;
     }
     (domid, lines)
+}
+
+/// A line whose UUID, which is another for each stub, is a word.
+fn without_uuid(line: &str) -> String {
+    let parts = line.split_once(" uuid=\"").and_then(|(head, rest)| Some((head, rest.split_once('"')?.1)));
+    parts.map_or(line.to_owned(), |(head, tail)| format!("{head} uuid=UUID{tail}"))
 }
 
 /// A line with a word in the place of a domain's number.
@@ -177,7 +183,7 @@ mod tests {
     use super::*;
 
     const BEFORE: &str = "domain pvh-128 7\ndomain pvh-128-stubdom-7 8\nnode /local/domain/7/stubdom\nnode /local/domain/0/backend/vif/8/0\n\
-                          interface vif8.0\nprocess xl create -q name=\"pvh-128-stubdom-7\"\nprocess xl migrate-receive\ngrants d7 2\n\
+                          interface vif8.0\nprocess xl create -q name=\"pvh-128-stubdom-7\" uuid=\"00010203-4a\" vif=[]\nprocess xl migrate-receive\ngrants d7 2\n\
                           grants d8 4\nevent channels: 30";
 
     #[test]
