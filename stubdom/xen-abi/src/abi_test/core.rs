@@ -3,6 +3,7 @@
 use super::{Row, constants, layout};
 use crate::abi::*;
 use core::mem::offset_of;
+use std::string::String;
 use std::vec::Vec;
 
 pub(super) fn rows() -> Vec<Row> {
@@ -18,8 +19,12 @@ pub(super) fn rows() -> Vec<Row> {
 #[test]
 fn every_item_of_the_abi_is_compared() {
     let (_, table) = include_str!("core.rs").split_once("\nfn constants").expect("the tables follow");
-    let missing: Vec<_> = include_str!("../abi.rs")
-        .lines()
+    let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/abi")).expect("the sources");
+    let read = |file: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(file?.path());
+    let sources: Vec<String> = files.map(read).collect::<Result<_, _>>().expect("the sources");
+    let missing: Vec<_> = sources
+        .iter()
+        .flat_map(|source| source.lines())
         .filter_map(|line| line.strip_prefix("pub const ").or(line.strip_prefix("pub struct ")))
         .filter_map(|rest| rest.split([':', ' ']).next())
         .filter(|name| !table.contains(name))

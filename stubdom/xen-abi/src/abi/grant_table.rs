@@ -1,0 +1,32 @@
+//! `grant_table.h`.
+
+pub const GNTTABOP_setup_table: u64 = 2;
+pub const GNTTABOP_query_size: u64 = 6;
+pub const GNTTAB_NR_RESERVED_ENTRIES: u32 = 8;
+pub const GTF_permit_access: u16 = 1;
+pub const GTF_readonly: u16 = 4;
+pub const GTF_reading: u16 = 8;
+pub const GTF_writing: u16 = 16;
+/// Size of a `grant_entry_v1` in bytes: u16 flags, u16 domid, u32 frame.
+pub const GRANT_ENTRY_V1_BYTES: usize = 8;
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct GnttabSetupTable {
+    pub dom: u16,
+    pub nr_frames: u32,
+    pub status: i16,
+    pub frame_list: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct GnttabQuerySize {
+    pub dom: u16,
+    pub nr_frames: u32,
+    pub max_nr_frames: u32,
+    pub status: i16,
+}
+
+pub const GNTTAB_RESERVED_CONSOLE: u32 = 0;
+pub const GNTTAB_RESERVED_XENSTORE: u32 = 1;

@@ -1,0 +1,64 @@
+//! `hvm/hvm_op.h`, `hvm/dm_op.h`, `hvm/params.h`.
+
+pub const HVMOP_set_param: u64 = 0;
+pub const HVMOP_get_param: u64 = 1;
+pub const HVMOP_get_mem_type: u64 = 15;
+pub const HVMMEM_ram_rw: u16 = 0;
+pub const HVMMEM_ram_ro: u16 = 1;
+pub const HVMMEM_mmio_dm: u16 = 2;
+pub const HVMMEM_ioreq_server: u16 = 4;
+pub const XEN_DMOP_modified_memory: u32 = 11;
+pub const XEN_DMOP_set_mem_type: u32 = 12;
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct HvmParam {
+    pub domid: u16,
+    pub pad: u16,
+    pub index: u32,
+    pub value: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct HvmGetMemType {
+    pub domid: u16,
+    pub mem_type: u16,
+    pub pad: [u16; 2],
+    pub pfn: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct DmOpBuf {
+    pub h: u64,
+    pub size: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct DmOpModifiedMemory {
+    pub op: u32,
+    pub op_pad: u32,
+    pub nr_extents: u32,
+    pub opaque: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct DmOpModifiedMemoryExtent {
+    pub nr: u32,
+    pub pad: u32,
+    pub first_pfn: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct DmOpSetMemType {
+    pub op: u32,
+    pub op_pad: u32,
+    pub nr: u32,
+    pub mem_type: u16,
+    pub pad: u16,
+    pub first_pfn: u64,
+}

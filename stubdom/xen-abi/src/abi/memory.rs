@@ -1,0 +1,63 @@
+//! `memory.h`.
+
+pub const XENMEM_decrease_reservation: u64 = 1;
+pub const XENMEM_current_reservation: u64 = 3;
+pub const XENMEM_maximum_reservation: u64 = 4;
+pub const XENMEM_populate_physmap: u64 = 6;
+pub const XENMEM_add_to_physmap: u64 = 7;
+pub const XENMEM_machphys_mapping: u64 = 12;
+pub const XENMEM_maximum_gpfn: u64 = 14;
+pub const XENMEM_remove_from_physmap: u64 = 15;
+pub const XENMEM_acquire_resource: u64 = 28;
+pub const XENMEM_resource_ioreq_server: u16 = 0;
+pub const XENMEM_resource_grant_table: u16 = 1;
+pub const XENMEM_resource_grant_table_id_shared: u32 = 0;
+pub const XENMEM_resource_grant_table_id_status: u32 = 1;
+pub const XENMAPSPACE_gmfn: u32 = 2;
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct MemoryReservation {
+    pub extent_start: u64,
+    pub nr_extents: u64,
+    pub extent_order: u32,
+    pub mem_flags: u32,
+    pub domid: u16,
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct AddToPhysmap {
+    pub domid: u16,
+    pub size: u16,
+    pub space: u32,
+    pub idx: u64,
+    pub gpfn: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct RemoveFromPhysmap {
+    pub domid: u16,
+    pub gpfn: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct MemAcquireResource {
+    pub domid: u16,
+    pub type_: u16,
+    pub id: u32,
+    pub nr_frames: u32,
+    pub pad: u32,
+    pub frame: u64,
+    pub frame_list: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct MachphysMapping {
+    pub v_start: u64,
+    pub v_end: u64,
+    pub max_mfn: u64,
+}
