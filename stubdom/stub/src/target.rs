@@ -7,6 +7,7 @@ pub(crate) use stages::Stages;
 
 use control::Stage;
 use migration::xen::{self, Access, EXCHANGE_FRAMES, Errno};
+use xen_abi::abi::{GRANT_ENTRY_V1_BYTES, GTF_permit_access};
 use xen_abi::types::{Domid, Gfn, Gref, Mfn, Order};
 use xen_front::clock::Clock;
 use xen_front::hypercall::hvm;
@@ -16,11 +17,6 @@ use xen_front::memory::{Error, Memory};
 use xen_front::shared_mem::SharedMem;
 use xen_front::target::Target;
 use xen_front::window::{self, Window};
-
-/// A version 1 grant entry: flags, the domain, the frame (`struct grant_entry_v1`).
-const GRANT_ENTRY_BYTES: usize = 8;
-/// `GTF_permit_access`.
-const GTF_PERMIT_ACCESS: u16 = 1;
 
 /// Frames of the target's grant table that are looked at at once: as many as Xen allows by default (`gnttab_max_frames`).
 const NR_GRANT_FRAMES: usize = 64;
@@ -142,11 +138,11 @@ impl xen::Xen for TargetXen {
         // A version 1 entry holds 32 bits of frame number.
         let frame = u32::try_from(frame.raw()).map_err(|_| Errno::EINVAL)?;
         self.map_mfn(table[0])?;
-        let offset = gref.raw() as usize * GRANT_ENTRY_BYTES;
+        let offset = gref.raw() as usize * GRANT_ENTRY_V1_BYTES;
         // The flags last: they make the entry valid.
         self.window.write(0, offset + 4, &frame.to_le_bytes());
         self.window.write(0, offset + 2, &domid.raw().to_le_bytes());
-        self.window.write(0, offset, &GTF_PERMIT_ACCESS.to_le_bytes());
+        self.window.write(0, offset, &GTF_permit_access.to_le_bytes());
         self.window.unmap();
         Ok(())
     }

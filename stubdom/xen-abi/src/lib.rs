@@ -17,6 +17,7 @@ pub mod abi;
 mod abi_test;
 pub mod byte_ring;
 pub mod errno;
+pub mod grant_entry;
 pub mod netif;
 pub mod pte;
 pub mod sring;

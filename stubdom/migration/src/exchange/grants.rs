@@ -2,23 +2,10 @@
 //!
 //! **Takes** copies of frames of the table. **Gives** the first entry that keeps one of some pages where it is. **Never**
 //! trusts an entry: the guest writes it, and may be writing it now.
-//!
-//! Source: `xen/include/public/grant_table.h`.
 
 use core::ops::Range;
+use xen_abi::grant_entry::{Version, entries};
 use xen_abi::types::{Gfn, Gref};
-
-/// Which layout the table has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
-    /// `grant_entry_v1`: flags, domid, 32 bits of frame.
-    V1,
-    /// `grant_entry_v2`: flags, domid, padding, 64 bits of frame.
-    V2,
-}
-
-/// `GTF_type_mask`: an entry of type 0 is not in force.
-const GTF_TYPE_MASK: u16 = 3;
 
 /// Finds an entry in a frame of the table, the first of which is `first`, that is in force and names one of `pages`.
 ///
@@ -26,26 +13,8 @@ const GTF_TYPE_MASK: u16 = 3;
 /// still, and may map the page or copy into it (`GNTTABOP_copy`, which sets these flags for microseconds) at any moment.
 /// What is not in force cannot come into force while the guest stands.
 pub fn find_granted(version: Version, first: Gref, frame: &[u8], pages: &Range<Gfn>) -> Option<(Gfn, Gref)> {
-    let len = match version {
-        Version::V1 => 8,
-        Version::V2 => 16,
-    };
-    let entries = (first.raw()..).zip(frame.chunks_exact(len));
-    let mut named = entries.filter_map(|(gref, entry)| Some((named_page(version, entry)?, Gref::new(gref))));
-    named.find(|(gfn, _)| pages.contains(gfn))
-}
-
-/// The page of an entry in force.
-fn named_page(version: Version, entry: &[u8]) -> Option<Gfn> {
-    let flags = u16::from_le_bytes(entry.first_chunk().copied()?);
-    if flags & GTF_TYPE_MASK == 0 {
-        return None;
-    }
-    let frame = match version {
-        Version::V1 => u32::from_le_bytes(entry.get(4..)?.first_chunk().copied()?).into(),
-        Version::V2 => u64::from_le_bytes(entry.get(8..)?.first_chunk().copied()?),
-    };
-    Some(Gfn::new(frame))
+    let in_force = entries(version, first, frame).filter(|(_, entry)| entry.is_in_force());
+    in_force.map(|(gref, entry)| (Gfn::new(entry.frame), gref)).find(|(gfn, _)| pages.contains(gfn))
 }
 
 #[cfg(test)]

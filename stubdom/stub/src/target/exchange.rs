@@ -3,8 +3,9 @@
 use super::{NR_GRANT_FRAMES, TargetXen, in_window};
 use alloc::vec;
 use alloc::vec::Vec;
-use migration::exchange::grants::{Version, find_granted};
+use migration::exchange::grants::find_granted;
 use migration::xen::{Access, Errno, PageType, XenExchange};
+use xen_abi::grant_entry::Version;
 use xen_abi::types::{Gfn, Gref, Mfn, PAGE_SIZE};
 use xen_front::hypercall::hvm::{self, MemType};
 use xen_front::hypercall::memory::{self, Resource};
@@ -119,10 +120,6 @@ impl XenExchange for TargetXen {
         self.burn();
         let pages = first..first.checked_add(nr_frames).ok_or(Errno::EINVAL)?;
         let version = self.grant_version();
-        let entries_a_frame = match version {
-            Version::V1 => PAGE_SIZE / 8,
-            Version::V2 => PAGE_SIZE / 16,
-        };
         let (nr_frames, _) = grant_table::query_size_of(self.target)?;
         let end = usize::try_from(nr_frames).unwrap_or(usize::MAX);
         let mut frame = vec![0; PAGE_SIZE];
@@ -130,7 +127,7 @@ impl XenExchange for TargetXen {
         for first in (0..end).step_by(NR_GRANT_FRAMES) {
             for slot in 0..self.map_grant_table(first, end)? {
                 self.grants.read(slot, 0, &mut frame);
-                let gref = (first + slot).saturating_mul(entries_a_frame);
+                let gref = (first + slot).saturating_mul(version.entries_a_frame());
                 let gref = Gref::new(u32::try_from(gref).unwrap_or(u32::MAX));
                 found = found.or_else(|| find_granted(version, gref, &frame, &pages));
             }

@@ -7,11 +7,11 @@
 #![allow(unsafe_code, reason = "Xen's toolstack libraries have a C interface")]
 
 use super::xenctrl::{XcInterface, XenError, Xenctrl, done};
-use migration::exchange_pv::grants::Version;
 use migration::exchange_pv::{PageType, Table, Update};
 use std::ffi::{c_int, c_uint, c_void};
 use std::ptr::{self, NonNull};
 use std::slice;
+use xen_abi::grant_entry::Version;
 use xen_abi::types::{Domid, Mfn, Pfn, Port};
 
 /// `struct mmuext_op`.

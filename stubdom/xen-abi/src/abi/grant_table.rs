@@ -3,12 +3,15 @@
 pub const GNTTABOP_setup_table: u64 = 2;
 pub const GNTTABOP_query_size: u64 = 6;
 pub const GNTTAB_NR_RESERVED_ENTRIES: u32 = 8;
+pub const GTF_type_mask: u16 = 3;
 pub const GTF_permit_access: u16 = 1;
 pub const GTF_readonly: u16 = 4;
 pub const GTF_reading: u16 = 8;
 pub const GTF_writing: u16 = 16;
 /// Size of a `grant_entry_v1` in bytes: u16 flags, u16 domid, u32 frame.
 pub const GRANT_ENTRY_V1_BYTES: usize = 8;
+/// Size of a `grant_entry_v2` in bytes: u16 flags, u16 domid, u32 padding, u64 frame.
+pub const GRANT_ENTRY_V2_BYTES: usize = 16;
 
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
