@@ -58,32 +58,43 @@ impl Errno {
         }
     }
 
-    /// Returns the C name of the numbers that Xen or dom0 answer with.
-    const fn name(self) -> Option<&'static str> {
-        Some(match self.0 {
-            1 => "EPERM",
-            2 => "ENOENT",
-            3 => "ESRCH",
-            5 => "EIO",
-            7 => "E2BIG",
-            11 => "EAGAIN",
-            12 => "ENOMEM",
-            13 => "EACCES",
-            14 => "EFAULT",
-            16 => "EBUSY",
-            17 => "EEXIST",
-            22 => "EINVAL",
-            28 => "ENOSPC",
-            32 => "EPIPE",
-            38 => "ENOSYS",
-            95 => "EOPNOTSUPP",
-            104 => "ECONNRESET",
-            110 => "ETIMEDOUT",
-            125 => "ECANCELED",
-            _ => return None,
-        })
+    /// Takes the C name of an error, as xenstored spells them.
+    pub fn from_name(name: &str) -> Option<Self> {
+        NAMES.iter().find(|(_, known)| *known == name).map(|(raw, _)| Self(*raw))
+    }
+
+    /// Returns the C name, of the errors that Xen, xenstored or dom0 answer with.
+    pub fn name(self) -> Option<&'static str> {
+        NAMES.iter().find(|(raw, _)| *raw == self.0).map(|(_, name)| *name)
     }
 }
+
+pub(crate) const NAMES: [(i32, &str); 24] = [
+    (1, "EPERM"),
+    (2, "ENOENT"),
+    (3, "ESRCH"),
+    (5, "EIO"),
+    (7, "E2BIG"),
+    (11, "EAGAIN"),
+    (12, "ENOMEM"),
+    (13, "EACCES"),
+    (14, "EFAULT"),
+    (16, "EBUSY"),
+    (17, "EEXIST"),
+    (21, "EISDIR"),
+    (22, "EINVAL"),
+    (28, "ENOSPC"),
+    (30, "EROFS"),
+    (32, "EPIPE"),
+    (38, "ENOSYS"),
+    (39, "ENOTEMPTY"),
+    (61, "ENODATA"),
+    (95, "EOPNOTSUPP"),
+    (104, "ECONNRESET"),
+    (106, "EISCONN"),
+    (110, "ETIMEDOUT"),
+    (125, "ECANCELED"),
+];
 
 impl fmt::Debug for Errno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -109,5 +120,13 @@ mod tests {
         assert_eq!(Errno::check(-22), Err(Errno::EINVAL));
         assert_eq!(Errno::check(512), Ok(512));
         assert_eq!(Errno::check(i64::MIN), Err(Errno::new(i32::MAX)));
+    }
+
+    #[test]
+    fn a_name_and_its_number_lead_to_each_other() {
+        assert_eq!(Errno::from_name("EACCES"), Some(Errno::EACCES));
+        assert_eq!(Errno::EACCES.name(), Some("EACCES"));
+        assert_eq!(Errno::from_name("EWHATEVER"), None);
+        assert_eq!(std::format!("{}, {}", Errno::ENOENT, Errno::new(77)), "ENOENT, errno 77");
     }
 }

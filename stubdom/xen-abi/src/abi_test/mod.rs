@@ -14,6 +14,7 @@ use std::string::String;
 use std::vec::Vec;
 
 mod core;
+mod errno;
 mod net;
 mod ring;
 mod vchan;
@@ -44,6 +45,7 @@ const PROLOGUE: &str = r#"
 #include <stdio.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <errno.h>
 #include <string.h>
 #include <sys/types.h>
 #define __XEN_TOOLS__ 1
@@ -69,7 +71,7 @@ const PROLOGUE: &str = r#"
 
 #[test]
 fn rust_and_xens_own_headers_agree() {
-    let rows: Vec<Row> = [core::rows(), net::rows(), ring::rows(), vchan::rows()].concat();
+    let rows: Vec<Row> = [core::rows(), errno::rows(), net::rows(), ring::rows(), vchan::rows()].concat();
     let values = values_in_c(&rows);
     assert_eq!(values.len(), rows.len(), "the C program printed too few values");
     let mut wrong = String::new();

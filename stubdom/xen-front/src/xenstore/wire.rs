@@ -118,25 +118,7 @@ fn text(body: &[u8]) -> Option<&str> {
 
 /// Reads the name of an error as the daemon spells it.
 fn errno(body: &[u8]) -> Option<Errno> {
-    Some(Errno::new(match text(body)? {
-        "EPERM" => 1,
-        "ENOENT" => 2,
-        "EIO" => 5,
-        "E2BIG" => 7,
-        "EAGAIN" => 11,
-        "ENOMEM" => 12,
-        "EACCES" => 13,
-        "EBUSY" => 16,
-        "EEXIST" => 17,
-        "EISDIR" => 21,
-        "EINVAL" => 22,
-        "ENOSPC" => 28,
-        "EROFS" => 30,
-        "ENOSYS" => 38,
-        "ENOTEMPTY" => 39,
-        "EISCONN" => 106,
-        _ => return None,
-    }))
+    Errno::from_name(text(body)?)
 }
 
 #[cfg(test)]
