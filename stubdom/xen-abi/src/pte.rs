@@ -40,6 +40,9 @@ impl Flags {
 /// Bits 51..12: the frame number.
 const FRAME_MASK: u64 = 0x000f_ffff_ffff_f000;
 
+/// The highest frame number that an entry can hold.
+pub const MAX_FRAME: u64 = FRAME_MASK >> PAGE_SHIFT;
+
 /// A page table entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
@@ -62,6 +65,12 @@ impl Pte {
     /// Gives the raw entry back.
     pub const fn raw(self) -> u64 {
         self.0
+    }
+
+    /// Returns the same entry with another frame.
+    #[must_use]
+    pub const fn with_frame(self, mfn: Mfn) -> Self {
+        Self(self.0 & !FRAME_MASK | (mfn.raw() << PAGE_SHIFT) & FRAME_MASK)
     }
 
     /// Returns the machine frame that a present entry maps.
@@ -93,6 +102,7 @@ mod tests {
         assert_eq!(pte.raw(), 0x8000_0001_2345_6067);
         assert_eq!(pte.mfn(), Some(Mfn::new(0x12_3456)));
         assert_eq!(Pte::EMPTY.mfn(), None);
+        assert_eq!(pte.with_frame(Mfn::new(7)), Pte::new(7, Flags::DATA));
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod tests;
 use crate::xen::Errno;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use xen_abi::pte::Pte;
 use xen_abi::types::{Gref, Mfn, Pfn};
 
 pub use engine::{Exchanged, Exchanger};
@@ -143,18 +144,12 @@ pub struct Facts {
     pub granted: BTreeMap<Mfn, Gref>,
 }
 
-/// Bit 0 of an entry (`_PAGE_PRESENT`).
-const PRESENT: u64 = 1;
-
-/// Bits 12 to 51 of an entry: the frame.
-const FRAME_MASK: u64 = 0x000f_ffff_ffff_f000;
-
 /// The frame that an entry of a page table maps, if it maps any.
 pub(crate) fn mapped(entry: u64) -> Option<Mfn> {
-    (entry & PRESENT != 0).then_some(Mfn::new((entry & FRAME_MASK) >> 12))
+    Pte::from_raw(entry).mfn()
 }
 
 /// The same entry with another frame.
 pub(crate) fn with_frame(entry: u64, mfn: Mfn) -> u64 {
-    entry & !FRAME_MASK | mfn.raw() << 12 & FRAME_MASK
+    Pte::from_raw(entry).with_frame(mfn).raw()
 }

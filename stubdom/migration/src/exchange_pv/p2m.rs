@@ -3,10 +3,11 @@
 //! Every number here is the guest's. Only frames that it owns can be read or written through [`PvGuest`], so a broken p2m
 //! leads to a refusal and nowhere else.
 
-use super::{Error, FRAME_MASK, PvGuest, WORDS, Words, mapped};
+use super::{Error, PvGuest, WORDS, Words, mapped};
 use crate::xen::Errno;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use xen_abi::pte::MAX_FRAME;
 use xen_abi::types::{Mfn, Pfn};
 
 /// Where a guest says that its p2m is.
@@ -95,5 +96,5 @@ impl Reader {
 /// The frame that an entry of a p2m, or of the tree, names. The two highest bits mark a grant mapped there and memory of a
 /// device; all ones is a hole.
 pub(super) fn frame(entry: u64) -> Option<Mfn> {
-    (entry != 0 && entry <= FRAME_MASK >> 12).then_some(Mfn::new(entry))
+    (entry != 0 && entry <= MAX_FRAME).then_some(Mfn::new(entry))
 }
