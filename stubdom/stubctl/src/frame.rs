@@ -17,9 +17,6 @@ const NOT_CONV_RAM: u32 = 1 << 11;
 const OWNED: u32 = 1 << 12;
 const OWNER_SHIFT: u32 = 16;
 
-/// From here on domids name no domains (`xen.h`): `DOMID_IO` owns the memory below 1 MiB, for one.
-const DOMID_FIRST_RESERVED: u16 = 0x7ff0;
-
 /// What a query says of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct State(u32);
@@ -84,7 +81,7 @@ impl Owner {
         // The domid is the upper half.
         let domid = Domid::new((word >> OWNER_SHIFT) as u16);
         match word {
-            word if word & OWNED != 0 && domid.raw() >= DOMID_FIRST_RESERVED => Self::Xen,
+            word if word & OWNED != 0 && domid.is_reserved() => Self::Xen,
             word if word & NOT_CONV_RAM != 0 => Self::NotRam,
             word if word & XENPAGE != 0 => Self::Xen,
             word if word & OWNED != 0 => Self::Domain(domid),

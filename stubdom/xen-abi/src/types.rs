@@ -3,6 +3,7 @@
 //! None of them has arithmetic operators or `From<u64>`: a number becomes a frame only through `new`, and every
 //! step over the end is visible at the call.
 
+use crate::abi::{DOMID_FIRST_RESERVED, DOMID_SELF};
 use core::fmt;
 
 /// Size of a page in bytes; x86 Xen knows no other granule (`XEN_PAGE_SIZE`).
@@ -41,6 +42,12 @@ macro_rules! frame {
             /// Tells whether an extent of `order` may start here.
             pub const fn is_aligned(self, order: Order) -> bool {
                 self.0 & (order.nr_frames() - 1) == 0
+            }
+
+            /// Returns how many frames this one is from the start of the extent of `order` that holds it.
+            #[allow(clippy::cast_possible_truncation, reason = "below the frames of an extent, 2^18 at most")]
+            pub const fn offset_in(self, order: Order) -> usize {
+                (self.0 & (order.nr_frames() - 1)) as usize
             }
 
             /// Returns the first frame of the extent of `order` that holds this frame.
@@ -87,7 +94,7 @@ impl Domid {
     /// Domain 0.
     pub const DOM0: Self = Self(0);
     /// The caller itself (`DOMID_SELF`).
-    pub const SELF: Self = Self(0x7ff0);
+    pub const SELF: Self = Self(DOMID_SELF);
 
     /// Takes a raw domain identifier.
     pub const fn new(raw: u16) -> Self {
@@ -97,6 +104,12 @@ impl Domid {
     /// Gives the raw domain identifier back.
     pub const fn raw(self) -> u16 {
         self.0
+    }
+
+    /// Tells whether this identifier names no domain of the toolstack's (`DOMID_FIRST_RESERVED` and above): Xen itself,
+    /// the owner of I/O memory, the caller.
+    pub const fn is_reserved(self) -> bool {
+        self.0 >= DOMID_FIRST_RESERVED
     }
 }
 
@@ -183,6 +196,10 @@ mod tests {
         assert!(!gfn.is_aligned(Order::PAGE_2M));
         assert!(Gfn::new(0x1a200).is_aligned(Order::PAGE_2M));
         assert!(!Gfn::new(0x1a200).is_aligned(Order::PAGE_1G));
+        assert_eq!(
+            [Order::PAGE_4K, Order::PAGE_2M, Order::PAGE_1G].map(|order| gfn.offset_in(order)),
+            [0, 0xb3, 0x1a2b3]
+        );
     }
 
     #[test]

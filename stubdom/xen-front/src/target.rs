@@ -3,7 +3,6 @@
 use core::fmt;
 
 use crate::hypercall::mmu;
-use xen_abi::abi::DOMID_FIRST_RESERVED;
 use xen_abi::errno::Errno;
 use xen_abi::types::Domid;
 
@@ -17,7 +16,7 @@ pub struct Target(Domid);
 impl Target {
     /// Asks Xen whether `domid` is another, living domain.
     pub fn new(domid: Domid) -> Result<Self, Errno> {
-        if domid.raw() >= DOMID_FIRST_RESERVED {
+        if domid.is_reserved() {
             return Err(Errno::EINVAL);
         }
         mmu::is_foreign(domid)?;

@@ -56,12 +56,12 @@ impl Exchange {
         self.replaced.extend(OLD..OLD + REGION_LEN);
         let is_whole = plan::is_run(frames.iter().copied().map(Some));
         let outcome = if is_whole { Outcome::Superpage } else { Outcome::SplitSuperpage };
-        Ok((outcome, frames[self.offset()]))
+        Ok((outcome, frames[self.gfn.offset_in(Order::PAGE_2M)]))
     }
 
     /// Gives the guest the pages that wait, one by one: those that are gone, and the one that fails.
     fn patch_region<X: XenExchange>(&mut self, xen: &mut X) -> Result<(Outcome, Mfn), Error> {
-        let (pages, bad) = (region(self.gfn), self.offset());
+        let (pages, bad) = (region(self.gfn), self.gfn.offset_in(Order::PAGE_2M));
         let frames = self.look(&pages, xen);
         let (kept, patched): (Vec<usize>, Vec<usize>) =
             (0..pages.len()).partition(|offset| frames[*offset].is_some() && *offset != bad);
@@ -96,11 +96,5 @@ impl Exchange {
             Some((_, &gfn)) => Err(Error::Lost { gfn }),
             None => Ok(frames.into_iter().flatten().collect()),
         }
-    }
-
-    /// Returns the offset of the failing page in its region.
-    fn offset(&self) -> usize {
-        let start = self.gfn.align_down(Order::PAGE_2M);
-        region(start).iter().take_while(|gfn| **gfn < self.gfn).count()
     }
 }
