@@ -14,6 +14,11 @@ use crate::session::Use;
 use crate::stream::{BATCH_PAGES, MAX_PARAMS, Param, Run, Unbacked};
 use crate::xen::{Access, Broker, Errno, WINDOW_FRAMES, Xen};
 use alloc::vec::Vec;
+use xen_abi::abi::{
+    GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE, HVM_PARAM_BUFIOREQ_PFN, HVM_PARAM_CONSOLE_EVTCHN,
+    HVM_PARAM_CONSOLE_PFN, HVM_PARAM_IOREQ_PFN, HVM_PARAM_PAE_ENABLED, HVM_PARAM_STORE_EVTCHN,
+    HVM_PARAM_STORE_PFN,
+};
 use xen_abi::types::{Domid, Gfn, Gref, Order, PAGE_SHIFT, PAGE_SIZE, Port};
 
 pub use error::Error;
@@ -23,25 +28,9 @@ const _: () = assert!(BATCH_PAGES <= WINDOW_FRAMES, "a batch is mapped at once")
 /// Most mismatches after VERIFY that are kept by gfn; all are counted.
 pub const MAX_MISMATCHES: usize = 8;
 
-/// `HVM_PARAM_*` numbers (`xen/include/public/hvm/params.h`).
-mod hvm_param {
-    pub(super) const STORE_PFN: u32 = 1;
-    pub(super) const STORE_EVTCHN: u32 = 2;
-    pub(super) const PAE_ENABLED: u32 = 4;
-    pub(super) const IOREQ_PFN: u32 = 5;
-    pub(super) const BUFIOREQ_PFN: u32 = 6;
-    pub(super) const CONSOLE_PFN: u32 = 17;
-    pub(super) const CONSOLE_EVTCHN: u32 = 18;
-}
-
 /// Pages that the far ends expect empty, as parameters that name them (libxc clears the same).
 const CLEARED: [u32; 4] =
-    [hvm_param::CONSOLE_PFN, hvm_param::STORE_PFN, hvm_param::IOREQ_PFN, hvm_param::BUFIOREQ_PFN];
-
-/// `GNTTAB_RESERVED_CONSOLE`.
-const GREF_CONSOLE: Gref = Gref::new(0);
-/// `GNTTAB_RESERVED_XENSTORE`.
-const GREF_STORE: Gref = Gref::new(1);
+    [HVM_PARAM_CONSOLE_PFN, HVM_PARAM_STORE_PFN, HVM_PARAM_IOREQ_PFN, HVM_PARAM_BUFIOREQ_PFN];
 
 /// A service that another domain gives the target over a ring page and an event channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,8 +185,8 @@ impl Engine {
         xen.unmap();
         broker.set_hvm_context().map_err(Error::Context)?;
         Ok(Target {
-            store: self.special(hvm_param::STORE_PFN),
-            console: self.special(hvm_param::CONSOLE_PFN),
+            store: self.special(HVM_PARAM_STORE_PFN),
+            console: self.special(HVM_PARAM_CONSOLE_PFN),
             census: self.population.census(),
             nr_expected: self.population.nr_owned(),
             nr_owned: xen.current_reservation().map_err(Error::Reservation)?,
@@ -326,10 +315,10 @@ impl Engine {
 
     fn set_params<X: Xen>(&mut self, xen: &mut X) -> Result<(), Error> {
         // Xen has refused to change PAE_ENABLED since long; old senders still write it.
-        self.params[hvm_param::PAE_ENABLED as usize] = None;
+        self.params[HVM_PARAM_PAE_ENABLED as usize] = None;
         let channels = [
-            (hvm_param::STORE_EVTCHN, self.config.store.port),
-            (hvm_param::CONSOLE_EVTCHN, self.config.console.port),
+            (HVM_PARAM_STORE_EVTCHN, self.config.store.port),
+            (HVM_PARAM_CONSOLE_EVTCHN, self.config.console.port),
         ];
         let from_stream = (0..).zip(self.params).filter_map(|(index, value)| Some((index, value?)));
         let from_config = channels.map(|(index, port)| (index, u64::from(port.raw())));
@@ -353,8 +342,8 @@ impl Engine {
 
     fn seed_grants<X: Xen>(&mut self, xen: &mut X) -> Result<(), Error> {
         let grants = [
-            (GREF_CONSOLE, hvm_param::CONSOLE_PFN, self.config.console),
-            (GREF_STORE, hvm_param::STORE_PFN, self.config.store),
+            (Gref::new(GNTTAB_RESERVED_CONSOLE), HVM_PARAM_CONSOLE_PFN, self.config.console),
+            (Gref::new(GNTTAB_RESERVED_XENSTORE), HVM_PARAM_STORE_PFN, self.config.store),
         ];
         for (gref, index, service) in grants {
             if let Some(gfn) = self.owned_special(index) {

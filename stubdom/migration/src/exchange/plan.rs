@@ -3,6 +3,11 @@
 use crate::xen::{Errno, PageType};
 use alloc::vec::Vec;
 use core::fmt;
+use xen_abi::abi::{
+    HVM_PARAM_BUFIOREQ_PFN, HVM_PARAM_CONSOLE_PFN, HVM_PARAM_IDENT_PT, HVM_PARAM_IOREQ_PFN,
+    HVM_PARAM_IOREQ_SERVER_PFN, HVM_PARAM_MONITOR_RING_PFN, HVM_PARAM_PAGING_RING_PFN,
+    HVM_PARAM_SHARING_RING_PFN, HVM_PARAM_STORE_PFN, HVM_PARAM_VM86_TSS_SIZED,
+};
 use xen_abi::types::{Gfn, Gref, Mfn, Order};
 
 /// Why a page must stay where it is.
@@ -152,8 +157,7 @@ impl Survey {
     /// The page itself is blocked or not the target's.
     pub fn plan(&self) -> Result<Plan, Refusal> {
         let gfn = self.gfn;
-        let offset = gfn.raw() - gfn.align_down(Order::PAGE_2M).raw();
-        let frame = self.frames.iter().zip(0..).find(|(_, at)| *at == offset).and_then(|(mfn, _)| *mfn);
+        let frame = self.frames.get(gfn.offset_in(Order::PAGE_2M)).copied().flatten();
         // Whose the frame is goes before what the page is for: of another's frame the latter says nothing.
         if let Some(got) = frame.filter(|got| *got != self.mfn) {
             return Err(Refusal::NotTheTargets { gfn, got });
@@ -191,16 +195,16 @@ pub(super) fn is_run(frames: impl Iterator<Item = Option<Mfn>>) -> bool {
 
 /// The parameters that name pages, and how to read them.
 pub(super) const PARAMS: [(u32, Role, Unit); 10] = [
-    (1, Role::Store, Unit::Frame),      // HVM_PARAM_STORE_PFN
-    (5, Role::Ioreq, Unit::Frame),      // HVM_PARAM_IOREQ_PFN
-    (6, Role::Ioreq, Unit::Frame),      // HVM_PARAM_BUFIOREQ_PFN
-    (12, Role::IdentPt, Unit::Byte),    // HVM_PARAM_IDENT_PT
-    (17, Role::Console, Unit::Frame),   // HVM_PARAM_CONSOLE_PFN
-    (27, Role::Ring, Unit::Frame),      // HVM_PARAM_PAGING_RING_PFN
-    (28, Role::Ring, Unit::Frame),      // HVM_PARAM_MONITOR_RING_PFN
-    (29, Role::Ring, Unit::Frame),      // HVM_PARAM_SHARING_RING_PFN
-    (32, Role::Ioreq, Unit::Servers),   // HVM_PARAM_IOREQ_SERVER_PFN
-    (37, Role::VmTss, Unit::SizedByte), // HVM_PARAM_VM86_TSS_SIZED
+    (HVM_PARAM_STORE_PFN, Role::Store, Unit::Frame),
+    (HVM_PARAM_IOREQ_PFN, Role::Ioreq, Unit::Frame),
+    (HVM_PARAM_BUFIOREQ_PFN, Role::Ioreq, Unit::Frame),
+    (HVM_PARAM_IDENT_PT, Role::IdentPt, Unit::Byte),
+    (HVM_PARAM_CONSOLE_PFN, Role::Console, Unit::Frame),
+    (HVM_PARAM_PAGING_RING_PFN, Role::Ring, Unit::Frame),
+    (HVM_PARAM_MONITOR_RING_PFN, Role::Ring, Unit::Frame),
+    (HVM_PARAM_SHARING_RING_PFN, Role::Ring, Unit::Frame),
+    (HVM_PARAM_IOREQ_SERVER_PFN, Role::Ioreq, Unit::Servers),
+    (HVM_PARAM_VM86_TSS_SIZED, Role::VmTss, Unit::SizedByte),
 ];
 
 /// Most pages that legacy ioreq servers use from HVM_PARAM_IOREQ_SERVER_PFN on (libxc reserves 8).

@@ -62,3 +62,17 @@ pub struct DmOpSetMemType {
     pub pad: u16,
     pub first_pfn: u64,
 }
+
+pub const HVM_PARAM_STORE_PFN: u32 = 1;
+pub const HVM_PARAM_STORE_EVTCHN: u32 = 2;
+pub const HVM_PARAM_PAE_ENABLED: u32 = 4;
+pub const HVM_PARAM_IOREQ_PFN: u32 = 5;
+pub const HVM_PARAM_BUFIOREQ_PFN: u32 = 6;
+pub const HVM_PARAM_IDENT_PT: u32 = 12;
+pub const HVM_PARAM_CONSOLE_PFN: u32 = 17;
+pub const HVM_PARAM_CONSOLE_EVTCHN: u32 = 18;
+pub const HVM_PARAM_PAGING_RING_PFN: u32 = 27;
+pub const HVM_PARAM_MONITOR_RING_PFN: u32 = 28;
+pub const HVM_PARAM_SHARING_RING_PFN: u32 = 29;
+pub const HVM_PARAM_IOREQ_SERVER_PFN: u32 = 32;
+pub const HVM_PARAM_VM86_TSS_SIZED: u32 = 37;
