@@ -8,16 +8,20 @@ use crate::ffi::sys;
 use crate::host::{Host, home};
 use crate::interrupt::Interrupt;
 use crate::pair::{self, PairError, Paired};
+use crate::wait::Wait;
 use crate::{offline, pages, standstill, status, survey, watch};
 use clap::Parser;
 use control::{ToStub, Untrusted};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use xen_abi::types::Domid;
 
 /// How long a stub may take to shut down before it is destroyed.
 const SHUTDOWN: Duration = Duration::from_secs(10);
+
+/// How often to look whether it has.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Runs one command.
 pub(crate) fn main() -> ExitCode {
@@ -117,14 +121,9 @@ fn detach(host: &Host, wanted: &str) -> Result<(), Error> {
 
 /// Asks a stub to end and waits for xl, which watches over it, to clear it away; tells whether that has happened.
 fn shut_down(host: &Host, conf: &Conf, stub: Domid) -> Result<bool, Error> {
-    let (mut channel, _) = ControlChannel::open(host, stub, conf.stall_timeout)?;
-    channel.send(host, &ToStub::Shutdown)?;
-    let start = Instant::now();
-    while host.store.read(&home(stub, "domid"))?.is_some() {
-        if start.elapsed() >= SHUTDOWN {
-            return Ok(false);
-        }
-        host.interrupt.wait(&[], Duration::from_millis(50))?;
-    }
-    Ok(true)
+    let (mut channel, _) = ControlChannel::open(host, stub, conf.stall_timeout, conf.stall_timeout)?;
+    channel.send(&ToStub::Shutdown)?;
+    let is_gone = || Ok::<_, Error>(host.store.read(&home(stub, "domid"))?.is_none().then_some(()));
+    let gone = Wait::new(&host.interrupt, SHUTDOWN, LOOK).until(is_gone)?;
+    Ok(gone.is_some())
 }

@@ -1,9 +1,10 @@
 //! The conversation with one stub: messages over its vchan, with a deadline for every answer.
 //!
 //! **Takes** messages for the stub. **Gives** messages of the stub. **Never** waits longer than it was told, nor on a
-//! stub that is dead, nor past an interrupt.
+//! stub that is dead, nor past an interrupt, however much the stub has to say meanwhile.
 
 mod error;
+mod limits;
 
 pub(crate) use error::ControlError;
 
@@ -11,49 +12,164 @@ use crate::byte_lock::{ByteLock, Kind};
 use crate::ffi::sys::Polled;
 use crate::ffi::vchan::Vchan;
 use crate::host::Host;
-use crate::interrupt::Stop;
-use control::{Deframer, FromStub, LogLevel, MAX_MESSAGE_BYTES, ToStub};
+use crate::interrupt::Interrupt;
+use crate::wait::{Expired, Wait};
+use control::{Deframer, FromStub, LogLevel, MAX_MESSAGE_BYTES, ToStub, Untrusted};
 use error::End;
+use limits::{Lines, Messages};
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 use xen_abi::types::Domid;
 
 /// How often a silent stub is looked at.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(500);
 
-/// An open conversation.
-pub(crate) struct ControlChannel {
+/// How long a stub may take to make room for a message.
+const ROOM: Duration = Duration::from_secs(10);
+
+/// How many messages are taken before the deadline, the interrupt and the stub's life are looked at again.
+pub(crate) const MESSAGES_PER_TURN: usize = 64;
+
+/// The bytes of a conversation, both ways, without waiting.
+pub(crate) trait Line {
+    /// Readable when the other end signalled; then call [`Line::acknowledge`].
+    fn fd(&self) -> BorrowedFd<'_>;
+    /// Takes the pending signal away.
+    fn acknowledge(&self);
+    /// Whether the other end is still there.
+    fn is_open(&self) -> bool;
+    /// Copies what is there into `out`; 0 when there is nothing.
+    fn read(&self, out: &mut [u8]) -> usize;
+    /// Sends as much of `bytes` as fits; 0 when there is no room.
+    fn write(&self, bytes: &[u8]) -> usize;
+}
+
+/// A stub's vchan, which has one client.
+struct Client {
     vchan: Vchan,
-    deframer: Deframer,
-    stub: Domid,
-    /// A vchan has one client.
     _lock: ByteLock,
 }
 
-impl ControlChannel {
-    /// Waits for the stub to announce its channel, connects, and exchanges versions; gives the stub's target too.
+impl Line for Client {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.vchan.fd()
+    }
+
+    fn acknowledge(&self) {
+        self.vchan.acknowledge();
+    }
+
+    fn is_open(&self) -> bool {
+        self.vchan.is_open()
+    }
+
+    fn read(&self, out: &mut [u8]) -> usize {
+        self.vchan.read(out)
+    }
+
+    fn write(&self, bytes: &[u8]) -> usize {
+        self.vchan.write(bytes)
+    }
+}
+
+/// Fails when the stub's domain has ended: the channel alone does not show that.
+type Life<'a> = Box<dyn Fn() -> Result<(), ControlError> + 'a>;
+
+/// An open conversation.
+pub(crate) struct ControlChannel<'a> {
+    line: Box<dyn Line>,
+    interrupt: &'a Interrupt,
+    life: Life<'a>,
+    /// How long an answer may take.
+    patience: Duration,
+    deframer: Deframer,
+    messages: Messages,
+    lines: Lines,
+}
+
+/// What a message means to who waits for one.
+pub(crate) enum Heard<T> {
+    /// It is what was waited for.
+    Answer(T),
+    /// It is a piece of that, of which there is a bounded number: the time starts anew.
+    Piece,
+    /// It is passed over.
+    Nothing,
+}
+
+/// What [`ControlChannel::next`] found.
+pub(crate) enum Next<T> {
+    /// No whole message is there.
+    Nothing,
+    /// A message for the channel itself: a line of the log.
+    Own,
+    /// What was made of a message.
+    Taken(T),
+}
+
+impl<'a> ControlChannel<'a> {
+    /// Waits for the stub to announce its channel, connects, and exchanges versions; gives the stub's target too. All that
+    /// takes at most `greeting`, and each answer later at most `patience`.
     ///
     /// # Errors
-    /// The stub does not answer before `deadline`, is dead, or is of another build.
+    /// The stub does not answer in time, is dead, or is of another build.
     pub(crate) fn open(
-        host: &Host,
+        host: &'a Host,
         stub: Domid,
+        greeting: Duration,
         patience: Duration,
     ) -> Result<(Self, Option<Domid>), ControlError> {
-        let deadline = Instant::now() + patience;
+        Self::connect(host, stub, Wait::new(&host.interrupt, greeting, HEARTBEAT), patience)
+    }
+
+    /// As [`ControlChannel::open`], and tells the stub its target, unless it knows it.
+    ///
+    /// # Errors
+    /// As those, or the stub refuses or has another target.
+    pub(crate) fn open_paired(
+        host: &'a Host,
+        stub: Domid,
+        target: Domid,
+        greeting: Duration,
+        patience: Duration,
+    ) -> Result<Self, ControlError> {
+        let wait = Wait::new(&host.interrupt, greeting, HEARTBEAT);
+        let (mut channel, known) = Self::connect(host, stub, wait, patience)?;
+        match known {
+            Some(got) if got == target => {}
+            Some(got) => return Err(ControlError::OtherTarget { expected: target, got }),
+            None => {
+                channel.send(&ToStub::Pair { target })?;
+                channel.hear(wait, "Done for Pair", |message| match message {
+                    FromStub::Done => Heard::Answer(()),
+                    _ => Heard::Nothing,
+                })?;
+            }
+        }
+        Ok(channel)
+    }
+
+    fn connect(
+        host: &'a Host,
+        stub: Domid,
+        wait: Wait<'a>,
+        patience: Duration,
+    ) -> Result<(Self, Option<Domid>), ControlError> {
         let path = format!("/local/domain/{}/{}", stub.raw(), control::VCHAN_PATH);
-        match wait_for_node(host, stub, &format!("{path}/event-channel"), patience) {
+        match wait_for_node(host, stub, &format!("{path}/event-channel"), wait) {
             // A stub withdraws its offer while it has a client: then it is that client we waited for in vain.
             Err(silent @ ControlError::Silent { .. }) => return Err(lock(stub).err().unwrap_or(silent)),
             offered => offered?,
         }
         let lock = lock(stub)?;
         let vchan = Vchan::connect(stub, &path).map_err(ControlError::Connect)?;
-        let mut channel = Self { vchan, deframer: Deframer::new(), stub, _lock: lock };
-        channel.send(host, &ToStub::Hello { version: control::VERSION })?;
-        let left = deadline.saturating_duration_since(Instant::now());
-        let (version, target) = channel.wait(host, left, "its greeting", |message| match message {
-            FromStub::Hello { version, target } => Some((version, target)),
-            _ => None,
+        let line = Box::new(Client { vchan, _lock: lock });
+        let mut channel =
+            Self::over(line, &host.interrupt, Box::new(move || check_alive(host, stub)), patience);
+        channel.send(&ToStub::Hello { version: control::VERSION })?;
+        let (version, target) = channel.hear(wait, "its greeting", |message| match message {
+            FromStub::Hello { version, target } => Heard::Answer((version, target)),
+            _ => Heard::Nothing,
         })?;
         if version == control::VERSION {
             Ok((channel, target))
@@ -62,48 +178,29 @@ impl ControlChannel {
         }
     }
 
-    /// Tells the stub its target, unless it knows it.
-    ///
-    /// # Errors
-    /// It refuses or has another.
-    pub(crate) fn pair(
-        &mut self,
-        host: &Host,
-        known: Option<Domid>,
-        target: Domid,
-        patience: Duration,
-    ) -> Result<(), ControlError> {
-        match known {
-            Some(got) if got == target => Ok(()),
-            Some(got) => Err(ControlError::OtherTarget { expected: target, got }),
-            None => {
-                self.send(host, &ToStub::Pair { target })?;
-                self.wait(host, patience, "Done for Pair", |message| {
-                    matches!(message, FromStub::Done).then_some(())
-                })
-            }
-        }
+    fn over(line: Box<dyn Line>, interrupt: &'a Interrupt, life: Life<'a>, patience: Duration) -> Self {
+        let now = Instant::now();
+        let (messages, lines) = (Messages::new(now), Lines::new(now));
+        Self { line, interrupt, life, patience, deframer: Deframer::new(), messages, lines }
     }
 
     /// Sends one message, waiting for room as long as the stub is alive.
     ///
     /// # Errors
     /// The stub does not read.
-    pub(crate) fn send(&mut self, host: &Host, message: &ToStub) -> Result<(), ControlError> {
-        const PATIENCE: Duration = Duration::from_secs(10);
+    pub(crate) fn send(&mut self, message: &ToStub) -> Result<(), ControlError> {
         let mut buffer = [0; MAX_MESSAGE_BYTES + 2];
         let mut bytes = control::encode(message, &mut buffer)?;
-        let start = Instant::now();
-        while !bytes.is_empty() {
-            let nr = self.vchan.write(bytes);
+        let wait = Wait::new(self.interrupt, ROOM, HEARTBEAT);
+        self.messages.command();
+        loop {
+            let nr = self.line.write(bytes);
             bytes = bytes.get(nr..).unwrap_or_default();
-            if nr == 0 {
-                self.check_alive(host)?;
-                self.check_patience(start, PATIENCE, "it to read a message")?;
-                self.doze(host)?;
+            if bytes.is_empty() {
+                return Ok(());
             }
+            self.turn(wait, "it to read a message", nr > 0)?;
         }
-        Ok(())
     }
 
     /// Waits for the message that `pick` wants; log lines are logged, `Failed` is an error, others are passed over.
@@ -112,21 +209,58 @@ impl ControlChannel {
     /// It does not come.
     pub(crate) fn wait<T>(
         &mut self,
-        host: &Host,
+        expected: &'static str,
+        pick: impl FnMut(FromStub<'_>) -> Option<T>,
+    ) -> Result<T, ControlError> {
+        self.wait_within(self.patience, expected, pick)
+    }
+
+    /// As [`ControlChannel::wait`], at most so long.
+    ///
+    /// # Errors
+    /// It does not come.
+    pub(crate) fn wait_within<T>(
+        &mut self,
         patience: Duration,
         expected: &'static str,
         mut pick: impl FnMut(FromStub<'_>) -> Option<T>,
     ) -> Result<T, ControlError> {
-        let start = Instant::now();
+        let wait = Wait::new(self.interrupt, patience, HEARTBEAT);
+        self.hear(wait, expected, |message| pick(message).map_or(Heard::Nothing, Heard::Answer))
+    }
+
+    /// Waits for an answer in pieces, for each of which there is as much time as for an answer.
+    ///
+    /// # Errors
+    /// It does not come, or not on.
+    pub(crate) fn wait_for_pieces<T>(
+        &mut self,
+        expected: &'static str,
+        pick: impl FnMut(FromStub<'_>) -> Heard<T>,
+    ) -> Result<T, ControlError> {
+        self.hear(Wait::new(self.interrupt, self.patience, HEARTBEAT), expected, pick)
+    }
+
+    fn hear<T>(
+        &mut self,
+        mut wait: Wait<'_>,
+        expected: &'static str,
+        mut pick: impl FnMut(FromStub<'_>) -> Heard<T>,
+    ) -> Result<T, ControlError> {
         loop {
-            while let Some(found) = self.next(&mut pick)? {
-                if let Some(found) = found {
-                    return Ok(found);
+            let mut has_more = true;
+            for _ in 0..MESSAGES_PER_TURN {
+                match self.next(&mut pick)? {
+                    Next::Taken(Heard::Answer(answer)) => return Ok(answer),
+                    Next::Taken(Heard::Piece) => wait.renew(),
+                    Next::Taken(Heard::Nothing) | Next::Own => {}
+                    Next::Nothing => {
+                        has_more = false;
+                        break;
+                    }
                 }
             }
-            self.check_alive(host)?;
-            self.check_patience(start, patience, expected)?;
-            self.doze(host)?;
+            self.turn(wait, expected, has_more)?;
         }
     }
 
@@ -134,45 +268,46 @@ impl ControlChannel {
     /// with here.
     ///
     /// # Errors
-    /// The stub failed, closed the channel, or sent no message.
+    /// The stub failed, closed the channel, sent no message, or sends too many.
     pub(crate) fn next<T>(
         &mut self,
-        take: &mut impl FnMut(FromStub<'_>) -> Option<T>,
-    ) -> Result<Option<Option<T>>, ControlError> {
+        take: &mut impl FnMut(FromStub<'_>) -> T,
+    ) -> Result<Next<T>, ControlError> {
         self.receive();
         let taken = match self.deframer.message()? {
-            None if self.vchan.is_open() => return Ok(None),
+            None if self.line.is_open() => return Ok(Next::Nothing),
             None => return Err(ControlError::Closed),
+            Some(_) if !self.messages.allow(Instant::now()) => return Err(ControlError::Flood),
             Some(FromStub::Failed { text }) => return Err(ControlError::Failed(text.to_string())),
             Some(FromStub::Log { level, text }) => {
-                log::log!(log_level(level), "stub: {text}");
-                None
+                show(&mut self.lines, log_level(level), text);
+                Next::Own
             }
-            Some(message) => take(message),
+            Some(message) => Next::Taken(take(message)),
         };
         self.deframer.consume();
-        Ok(Some(taken))
+        Ok(taken)
     }
 
     /// What to wait on for [`ControlChannel::next`].
     pub(crate) fn readable(&self) -> Polled<'_> {
-        Polled::readable(self.vchan.fd())
+        Polled::readable(self.line.fd())
     }
 
     /// Takes the signal away that made [`ControlChannel::readable`] ready.
     pub(crate) fn acknowledge(&self) {
-        self.vchan.acknowledge();
+        self.line.acknowledge();
     }
 
     /// Fails when the stub's domain has ended: the channel alone does not show that.
-    pub(crate) fn check_alive(&self, host: &Host) -> Result<(), ControlError> {
-        check_alive(host, self.stub)
+    pub(crate) fn check_alive(&self) -> Result<(), ControlError> {
+        (self.life)()
     }
 
-    /// Moves what the vchan holds into the deframer.
+    /// Moves what the line holds into the deframer.
     fn receive(&mut self) {
         loop {
-            let nr = self.vchan.read(self.deframer.spare());
+            let nr = self.line.read(self.deframer.spare());
             if nr == 0 {
                 break;
             }
@@ -180,26 +315,41 @@ impl ControlChannel {
         }
     }
 
-    /// Waits for the stub to signal, at most a heartbeat.
-    fn doze(&self, host: &Host) -> Result<(), Stop> {
+    /// Begins the next turn of a wait for the stub: at once when there is more to do, else when the stub signals.
+    fn turn(&self, wait: Wait<'_>, expected: &'static str, has_more: bool) -> Result<(), ControlError> {
+        self.check_alive()?;
         let signalled = self.readable();
-        host.interrupt.wait(&[&signalled], HEARTBEAT)?;
+        let next = if has_more { wait.go_on() } else { wait.sleep(&[&signalled]) };
         if signalled.is_ready() {
-            self.vchan.acknowledge();
+            self.line.acknowledge();
         }
-        Ok(())
+        next.map_err(|expired| not_heard(expired, expected, wait))
     }
+}
 
-    fn check_patience(
-        &self,
-        start: Instant,
-        patience: Duration,
-        expected: &'static str,
-    ) -> Result<(), ControlError> {
-        if start.elapsed() < patience {
-            return Ok(());
+impl Drop for ControlChannel<'_> {
+    fn drop(&mut self) {
+        let nr_suppressed = self.lines.nr_suppressed();
+        if nr_suppressed > 0 {
+            log::warn!("stub: {nr_suppressed} lines were suppressed");
         }
-        Err(ControlError::Silent { expected, waited: patience })
+    }
+}
+
+/// Shows a line of a stub's, unless it has shown too many.
+fn show(lines: &mut Lines, level: log::Level, text: Untrusted<&str>) {
+    match lines.take(Instant::now()) {
+        limits::Line::Suppressed => return,
+        limits::Line::Shown { nr_suppressed: 0 } | limits::Line::Last => {}
+        limits::Line::Shown { nr_suppressed } => log::warn!("stub: {nr_suppressed} lines were suppressed"),
+    }
+    log::log!(level, "stub: {text}");
+}
+
+fn not_heard(expired: Expired, expected: &'static str, wait: Wait<'_>) -> ControlError {
+    match expired {
+        Expired::Late => ControlError::Silent { expected, waited: wait.allowed() },
+        Expired::Stop(stop) => stop.into(),
     }
 }
 
@@ -217,26 +367,16 @@ fn check_alive(host: &Host, stub: Domid) -> Result<(), ControlError> {
 }
 
 /// Waits until a node of the stub exists.
-fn wait_for_node(host: &Host, stub: Domid, path: &str, patience: Duration) -> Result<(), ControlError> {
-    let start = Instant::now();
-    host.store.watch(path)?;
-    let found = loop {
-        if host.store.read(path)?.is_some() {
-            break Ok(());
-        }
+fn wait_for_node(host: &Host, stub: Domid, path: &str, wait: Wait<'_>) -> Result<(), ControlError> {
+    const EXPECTED: &str = "it to offer its control channel";
+    let watch = host.store.watch(path)?;
+    while host.store.read(path)?.is_none() {
         check_alive(host, stub)?;
-        if start.elapsed() >= patience {
-            break Err(ControlError::Silent {
-                expected: "it to offer its control channel",
-                waited: patience,
-            });
-        }
-        let left = patience.saturating_sub(start.elapsed()).min(HEARTBEAT);
-        host.interrupt.wait(&[&Polled::readable(host.store.fd())], left)?;
-        host.store.drain_watches();
-    };
-    host.store.unwatch(path)?;
-    found
+        let woken = wait.sleep(&[&Polled::readable(watch.fd())]);
+        woken.map_err(|expired| not_heard(expired, EXPECTED, wait))?;
+        watch.drain();
+    }
+    Ok(())
 }
 
 fn log_level(level: LogLevel) -> log::Level {
@@ -247,3 +387,6 @@ fn log_level(level: LogLevel) -> log::Level {
         LogLevel::Debug => log::Level::Debug,
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

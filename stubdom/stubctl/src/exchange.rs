@@ -15,9 +15,10 @@ use crate::pair::{self, Paired, Stub};
 use crate::saving;
 use crate::standstill::rescue;
 use crate::standstill::{Care, Stood};
+use crate::wait::Wait;
 use control::exchange::{self as wire, Exchanged, Prepared, Reason, Scope, Swapped, Swapping};
 use control::{FromStub, ToStub};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use xen_abi::types::{Gfn, Mfn, Order};
 
 /// A region that no guest uses: above hvmloader's tables and below the I/O APIC (`hvmloader/config.h`), and below libxc's
@@ -83,7 +84,7 @@ pub(crate) struct Session<'a> {
     host: &'a Host,
     guest: Guest,
     conf: Conf,
-    channel: ControlChannel,
+    channel: ControlChannel<'a>,
     /// The stub, if it is to end with the session.
     stub: Option<Stub<'a>>,
     care: Care<'a>,
@@ -99,9 +100,8 @@ impl<'a> Session<'a> {
         let conf = guest.conf()?;
         let (channel, stub) = match pair::find_or_start(host, &conf, guest.name.raw(), guest.domid)? {
             Paired::Found(stub) => {
-                let (mut channel, known) = ControlChannel::open(host, stub, conf.stall_timeout)?;
-                channel.pair(host, known, guest.domid, conf.stall_timeout)?;
-                (channel, None)
+                let timeout = conf.stall_timeout;
+                (ControlChannel::open_paired(host, stub, guest.domid, timeout, timeout)?, None)
             }
             Paired::Made(stub) => (stub.greet(&conf)?, Some(stub)),
         };
@@ -193,7 +193,7 @@ impl<'a> Session<'a> {
         arguments: &OfflineArguments,
     ) -> Result<Step, Error> {
         for reserved in reserved::of(self.host, self.guest.domid)? {
-            self.channel.send(self.host, &ToStub::Reserve(reserved))?;
+            self.channel.send(&ToStub::Reserve(reserved))?;
         }
         let order = wire::Exchange {
             mfn,
@@ -201,7 +201,7 @@ impl<'a> Session<'a> {
             only_check: arguments.check,
             panic_at: arguments.debug_stub_panic,
         };
-        self.channel.send(self.host, &ToStub::Exchange(order))?;
+        self.channel.send(&ToStub::Exchange(order))?;
         let prepared = match self.prepared()? {
             Ok(prepared) if arguments.check => return Ok(Step::Fit(prepared)),
             Ok(prepared) => prepared,
@@ -214,7 +214,7 @@ impl<'a> Session<'a> {
             Swap::Stranded(text) => return Ok(Step::Stranded(text)),
         };
         debug_abort(arguments, 4);
-        let finished = self.channel.send(self.host, &ToStub::Finish).and_then(|()| self.finished());
+        let finished = self.channel.send(&ToStub::Finish).and_then(|()| self.finished());
         let (swapped, done) = match (swapped, finished) {
             (Ok(swapped), Ok(Ok(Some(done)))) => (swapped, done),
             // From here on it would be untrue that the guest is as it was.
@@ -242,17 +242,18 @@ impl<'a> Session<'a> {
     /// How many old frames the guest still owns once their last users have let go of them, or after [`LET_GO`]: a device
     /// model hears of it only when the guest runs.
     fn still_held(&mut self, mut nr_held: u64) -> Result<u64, Error> {
-        let deadline = Instant::now() + LET_GO;
-        while nr_held > 0 && Instant::now() < deadline {
-            self.host.interrupt.wait(&[], Duration::from_millis(20))?;
-            self.channel.send(self.host, &ToStub::CountHeld)?;
-            let held = |message: FromStub<'_>| match message {
-                FromStub::Held { nr_frames } => Some(nr_frames),
-                _ => None,
-            };
-            nr_held = self.channel.wait(self.host, self.conf.stall_timeout, "Held", held)?;
-        }
-        Ok(nr_held)
+        let Self { host, channel, .. } = self;
+        let look = Wait::new(&host.interrupt, LET_GO, Duration::from_millis(20)).until(|| {
+            if nr_held > 0 {
+                channel.send(&ToStub::CountHeld)?;
+                nr_held = channel.wait("Held", |message| match message {
+                    FromStub::Held { nr_frames } => Some(nr_frames),
+                    _ => None,
+                })?;
+            }
+            Ok((nr_held == 0).then_some(()))
+        });
+        look.map(|_: Option<()>| nr_held)
     }
 
     /// Holds the guest still for the swap, and no longer.
@@ -270,10 +271,10 @@ impl<'a> Session<'a> {
             return Ok(Swap::Refused(reason, text));
         };
         debug_abort(arguments, 2);
-        let sent = self.channel.send(self.host, &ToStub::Swap);
+        let sent = self.channel.send(&ToStub::Swap);
         debug_abort(arguments, 3);
         let swapped = sent
-            .and_then(|()| self.channel.wait(self.host, self.conf.stall_timeout, "Swapped", swap_answer))
+            .and_then(|()| self.channel.wait("Swapped", swap_answer))
             .or_else(|error| see_swap_end(self.host, &mut self.channel, &self.guest, error));
         let error = match swapped {
             Ok(Ok(swapped)) => return Ok(Swap::Done(swapped, standstill.end()?)),
@@ -307,14 +308,14 @@ impl<'a> Session<'a> {
     }
 
     fn prepared(&mut self) -> Result<Answer<Prepared>, ControlError> {
-        self.channel.wait(self.host, self.conf.stall_timeout, "Prepared", |message| match message {
+        self.channel.wait("Prepared", |message| match message {
             FromStub::Prepared(prepared) => Some(Ok(prepared)),
             other => not_exchanged(other),
         })
     }
 
     fn finished(&mut self) -> Result<Answer<Option<Exchanged>>, ControlError> {
-        self.channel.wait(self.host, self.conf.stall_timeout, "Exchanged", |message| match message {
+        self.channel.wait("Exchanged", |message| match message {
             FromStub::Exchanged(exchanged) => Some(Ok(Some(exchanged))),
             FromStub::Done => Some(Ok(None)),
             other => not_exchanged(other),
@@ -367,17 +368,13 @@ fn swap_answer(message: FromStub<'_>) -> Option<Answer<Swapped>> {
 /// destroyed: after an error there is none.
 fn see_swap_end(
     host: &Host,
-    channel: &mut ControlChannel,
+    channel: &mut ControlChannel<'_>,
     guest: &Guest,
     error: ControlError,
 ) -> Result<Answer<Swapped>, ControlError> {
-    let deadline = Instant::now() + SWAP;
-    while Instant::now() < deadline && channel.check_alive(host).is_ok() {
-        match channel.next(&mut swap_answer) {
-            Ok(Some(Some(answer))) => return Ok(answer),
-            Ok(_) => std::thread::sleep(Duration::from_millis(2)),
-            Err(_) => break,
-        }
+    let _undisturbed = host.interrupt.undisturbed();
+    if let Ok(answer) = channel.wait_within(SWAP, "the end of its swap", swap_answer) {
+        return Ok(answer);
     }
     if let Ok(Some(stub)) = pair::find(host, guest.domid) {
         log::error!("the stub {stub} does not end its swap: destroying it");

@@ -60,6 +60,12 @@ impl Interrupt {
         Ok(Self { parent: Some(crate::ffi::sys::standard_input()), ..Self::new()? })
     }
 
+    /// For a test: what is written to the far end of the pipe stands for a signal.
+    #[cfg(test)]
+    pub(crate) fn at(signals: OwnedFd) -> Self {
+        Self { signals, parent: None, nr_undisturbed: Cell::new(0) }
+    }
+
     /// Keeps waits from ending early as long as the value lives.
     pub(crate) fn undisturbed(&self) -> Undisturbed<'_> {
         self.nr_undisturbed.set(self.nr_undisturbed.get() + 1);

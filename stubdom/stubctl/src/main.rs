@@ -41,6 +41,7 @@ mod status;
 mod survey;
 mod text;
 mod verdict;
+mod wait;
 mod watch;
 mod xen_version;
 mod xl_lock;

@@ -161,11 +161,9 @@ impl<'a> Stub<'a> {
     ///
     /// # Errors
     /// It does not come up in time.
-    pub(crate) fn greet(&self, conf: &Conf) -> Result<ControlChannel, Error> {
-        let patience = conf.start_timeout;
-        let (mut channel, known) = ControlChannel::open(self.host, self.domid, patience)?;
-        channel.pair(self.host, known, self.target, patience)?;
-        Ok(channel)
+    pub(crate) fn greet(&self, conf: &Conf) -> Result<ControlChannel<'a>, Error> {
+        let Self { host, domid, target, .. } = *self;
+        Ok(ControlChannel::open_paired(host, domid, target, conf.start_timeout, conf.stall_timeout)?)
     }
 
     /// Lets the stub live on; it ends with its target.

@@ -262,4 +262,4 @@ fn is_nothing_yet(error: &io::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

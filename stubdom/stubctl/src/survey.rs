@@ -6,14 +6,14 @@
 use crate::cli::MapArguments;
 use crate::commands::Guest;
 use crate::conf::Conf;
-use crate::control_channel::{ControlChannel, ControlError};
+use crate::control_channel::{ControlChannel, ControlError, Heard};
 use crate::error::Error;
 use crate::host::Host;
 use crate::pair::{self, PairError, Paired, Stub};
 use crate::text;
 use control::{FromStub, RegionKind, ToStub};
 use serde_json::{Value, json};
-use xen_abi::types::{Domid, Gfn, Order};
+use xen_abi::types::{Gfn, Order};
 
 /// A survey as far as it came.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -40,8 +40,9 @@ pub(crate) fn run(host: &Host, arguments: &MapArguments) -> Result<(), Error> {
     let conf = guest.conf()?;
     let mut survey = match pair::find_or_start(host, &conf, guest.name.raw(), guest.domid)? {
         Paired::Found(stub) => {
-            let (channel, known) = ControlChannel::open(host, stub, conf.stall_timeout)?;
-            ask(host, &conf, &guest, channel, known)?
+            let timeout = conf.stall_timeout;
+            let mut channel = ControlChannel::open_paired(host, stub, guest.domid, timeout, timeout)?;
+            ask(host, &guest, &mut channel)?
         }
         Paired::Made(stub) => with_new_stub(host, &conf, &guest, stub, arguments.keep)?,
     };
@@ -61,8 +62,7 @@ fn with_new_stub(
     stub: Stub<'_>,
     keep: bool,
 ) -> Result<Survey, Error> {
-    let channel = stub.greet(conf)?;
-    let survey = ask(host, conf, guest, channel, Some(guest.domid))?;
+    let survey = ask(host, guest, &mut stub.greet(conf)?)?;
     if keep {
         stub.keep();
     }
@@ -74,11 +74,11 @@ pub(crate) fn locate(host: &Host, wanted: &str, gfns: &[u64]) -> Result<(), Erro
     let guest = Guest::find(host, wanted)?;
     let conf = guest.conf()?;
     let stub = pair::find(host, guest.domid)?.ok_or(PairError::NoStub(guest.name))?;
-    let (mut channel, known) = ControlChannel::open(host, stub, conf.stall_timeout)?;
-    channel.pair(host, known, guest.domid, conf.stall_timeout)?;
+    let timeout = conf.stall_timeout;
+    let mut channel = ControlChannel::open_paired(host, stub, guest.domid, timeout, timeout)?;
     for gfn in gfns {
-        channel.send(host, &ToStub::Locate { gfn: Gfn::new(*gfn) })?;
-        let mfn = channel.wait(host, conf.stall_timeout, "Located", |message| match message {
+        channel.send(&ToStub::Locate { gfn: Gfn::new(*gfn) })?;
+        let mfn = channel.wait("Located", |message| match message {
             FromStub::Located { mfn } => Some(mfn),
             _ => None,
         })?;
@@ -87,19 +87,12 @@ pub(crate) fn locate(host: &Host, wanted: &str, gfns: &[u64]) -> Result<(), Erro
     Ok(())
 }
 
-fn ask(
-    host: &Host,
-    conf: &Conf,
-    guest: &Guest,
-    mut channel: ControlChannel,
-    known: Option<Domid>,
-) -> Result<Survey, Error> {
-    channel.pair(host, known, guest.domid, conf.stall_timeout)?;
+fn ask(host: &Host, guest: &Guest, channel: &mut ControlChannel<'_>) -> Result<Survey, Error> {
     let end = host.xen.end_gfn(guest.domid)?;
-    channel.send(host, &ToStub::Survey { end })?;
+    channel.send(&ToStub::Survey { end })?;
     let mut survey = Survey::default();
     let limit = nr_regions(end);
-    let done = channel.wait(host, conf.stall_timeout, "SurveyDone", |message| survey.take(limit, message))?;
+    let done = channel.wait_for_pieces("SurveyDone", |message| survey.take(limit, message))?;
     done.map_err(|Misplaced { expected, got }| {
         let text = format!("the survey goes on at region {got}, expected {expected} of {limit}");
         ControlError::Failed(text)
@@ -112,22 +105,26 @@ fn nr_regions(end: Gfn) -> u64 {
 }
 
 impl Survey {
-    /// Takes a message; `Some` when the survey is over.
-    fn take(&mut self, limit: u64, message: FromStub<'_>) -> Option<Result<(), Misplaced>> {
+    /// Takes a message: a piece that leads on, or the end of the survey.
+    fn take(&mut self, limit: u64, message: FromStub<'_>) -> Heard<Result<(), Misplaced>> {
         match message {
-            FromStub::Survey { first_region, kinds } => self.add(limit, first_region, kinds).err().map(Err),
+            FromStub::Survey { first_region, kinds } => match self.add(limit, first_region, kinds) {
+                Ok(()) => Heard::Piece,
+                Err(misplaced) => Heard::Answer(Err(misplaced)),
+            },
             FromStub::SurveyDone { nr_contiguous_1g, nr_frames } => {
                 (self.nr_contiguous_1g, self.nr_frames) = (nr_contiguous_1g, nr_frames);
-                Some(Ok(()))
+                Heard::Answer(Ok(()))
             }
-            _ => None,
+            _ => Heard::Nothing,
         }
     }
 
+    /// An empty piece leads nowhere: with those a survey would have no end.
     fn add(&mut self, limit: u64, first_region: u64, codes: &[u8]) -> Result<(), Misplaced> {
         let expected = self.regions.len() as u64;
         let misplaced = Misplaced { expected, got: first_region };
-        if first_region != expected || expected + codes.len() as u64 > limit {
+        if codes.is_empty() || first_region != expected || expected + codes.len() as u64 > limit {
             return Err(misplaced);
         }
         for code in codes {
@@ -189,6 +186,7 @@ fn letter(region: RegionKind) -> char {
 mod tests {
     use super::*;
     use control::Untrusted;
+    use xen_abi::types::Domid;
 
     fn piece(first_region: u64, kinds: &[u8]) -> FromStub<'_> {
         FromStub::Survey { first_region, kinds }
@@ -197,10 +195,10 @@ mod tests {
     #[test]
     fn pieces_in_order_become_one_map() {
         let mut survey = Survey::default();
-        assert_eq!(survey.take(6, piece(0, &[1, 1, 2])), None);
-        assert_eq!(survey.take(6, piece(3, &[0, 3])), None);
+        assert!(matches!(survey.take(6, piece(0, &[1, 1, 2])), Heard::Piece));
+        assert!(matches!(survey.take(6, piece(3, &[0, 3])), Heard::Piece));
         let done = FromStub::SurveyDone { nr_contiguous_1g: 0, nr_frames: 1600 };
-        assert_eq!(survey.take(6, done), Some(Ok(())));
+        assert!(matches!(survey.take(6, done), Heard::Answer(Ok(()))));
         let guest = Guest { domid: Domid::new(5), name: Untrusted::new("db".to_owned()) };
         let value = survey.json(&guest);
         assert_eq!(value["map"], "SSs.p");
@@ -210,9 +208,14 @@ mod tests {
     #[test]
     fn a_piece_out_of_place_or_over_the_end_is_refused() {
         let mut survey = Survey::default();
-        assert_eq!(survey.take(4, piece(1, &[1])), Some(Err(Misplaced { expected: 0, got: 1 })));
-        assert_eq!(survey.take(4, piece(0, &[1; 5])), Some(Err(Misplaced { expected: 0, got: 0 })));
-        assert_eq!(survey.take(4, piece(0, &[9])), Some(Err(Misplaced { expected: 0, got: 0 })));
+        let mut misplaced = |piece| match survey.take(4, piece) {
+            Heard::Answer(Err(Misplaced { expected, got })) => (expected, got),
+            _ => panic!("taken"),
+        };
+        assert_eq!(misplaced(piece(1, &[1])), (0, 1));
+        assert_eq!(misplaced(piece(0, &[1; 5])), (0, 0));
+        assert_eq!(misplaced(piece(0, &[9])), (0, 0));
+        assert_eq!(misplaced(piece(0, &[])), (0, 0));
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub(crate) enum ControlError {
     Lock(LockError),
     /// The stub closed the channel.
     Closed,
+    /// The stub sends more messages than any stub needs.
+    Flood,
     /// The stub's bytes are no messages.
     Frame(FrameError),
     /// The stub is of another build.
@@ -118,6 +120,12 @@ impl fmt::Display for ControlError {
             }
             Self::Lock(error) => error.fmt(f),
             Self::Closed => write!(f, "the stub closed its control channel"),
+            Self::Flood => {
+                write!(
+                    f,
+                    "the stub sends messages without end, expected at most a few a second: it is not to be trusted"
+                )
+            }
             Self::Frame(error) => write!(f, "the stub sent what is no message: {error}"),
             Self::Version { stub } => {
                 let ours = control::VERSION;

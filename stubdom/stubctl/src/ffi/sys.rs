@@ -52,7 +52,7 @@ impl<'a> Polled<'a> {
     }
 }
 
-/// Waits for any of the descriptors, at most `timeout`.
+/// Waits for any of the descriptors, at most `timeout`, in whole milliseconds.
 pub(crate) fn poll(waits: &[&Polled<'_>], timeout: Duration) -> io::Result<()> {
     let entry = |wait: &&Polled<'_>| libc::pollfd {
         fd: wait.fd.map_or(-1, |fd| fd.as_raw_fd()),

@@ -165,37 +165,45 @@ impl Store {
         succeeded(ok, "tell of the resumption of", &domid.to_string())
     }
 
-    /// Watches a node; the first event fires at once.
-    pub(crate) fn watch(&self, path: &str) -> Result<(), StoreError> {
+    /// Watches a node until the value is dropped; the first event fires at once.
+    pub(crate) fn watch(&self, path: &str) -> Result<Watch<'_>, StoreError> {
         let c_path = c_string("watch", path)?;
         // SAFETY: the handle is open; both texts are nul-terminated.
         let ok = unsafe { xs_watch(self.0.as_ptr(), c_path.as_ptr(), c"stubctl".as_ptr()) };
-        succeeded(ok, "watch", path)
+        succeeded(ok, "watch", path)?;
+        Ok(Watch { store: self, path: c_path })
     }
+}
 
-    /// Ends a watch.
-    pub(crate) fn unwatch(&self, path: &str) -> Result<(), StoreError> {
-        let c_path = c_string("unwatch", path)?;
-        // SAFETY: the handle is open; both texts are nul-terminated.
-        let ok = unsafe { xs_unwatch(self.0.as_ptr(), c_path.as_ptr(), c"stubctl".as_ptr()) };
-        succeeded(ok, "unwatch", path)
-    }
+/// A node that is watched.
+pub(crate) struct Watch<'a> {
+    store: &'a Store,
+    path: CString,
+}
 
+impl Watch<'_> {
     /// Takes all pending watch events away.
-    pub(crate) fn drain_watches(&self) {
+    pub(crate) fn drain(&self) {
         // SAFETY: the handle is open.
-        while let Some(event) = NonNull::new(unsafe { xs_check_watch(self.0.as_ptr()) }) {
+        while let Some(event) = NonNull::new(unsafe { xs_check_watch(self.store.0.as_ptr()) }) {
             // SAFETY: an event is one malloc block, and it is not used.
             unsafe { libc::free(event.as_ptr().cast()) };
         }
     }
 
-    /// Readable when a watch event is there; only after [`Store::watch`].
+    /// Readable when a watch event is there.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the handle is open.
-        let fd = unsafe { xs_fileno(self.0.as_ptr()) };
+        let fd = unsafe { xs_fileno(self.store.0.as_ptr()) };
         // SAFETY: the descriptor belongs to the handle and stays open as long as `self` is borrowed.
         unsafe { BorrowedFd::borrow_raw(fd) }
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the handle is open; both texts are nul-terminated. What fails is a watch that is gone already.
+        unsafe { xs_unwatch(self.store.0.as_ptr(), self.path.as_ptr(), c"stubctl".as_ptr()) };
     }
 }
 

@@ -7,14 +7,18 @@ use crate::byte_lock::{ByteLock, Kind};
 use crate::error::Error;
 use crate::host::{Host, home};
 use crate::pair::PairError;
+use crate::wait::Wait;
 use control::exchange::Repair;
 use control::nodes;
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use xen_abi::types::Domid;
 
 /// How long another may take to be done.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often to look whether he is.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// The care of one guest, which one process has at a time.
 pub(crate) struct Lock(#[expect(dead_code, reason = "dropping it is what frees the guest")] ByteLock);
@@ -25,14 +29,16 @@ impl Lock {
     /// # Errors
     /// Another process has it: [`PairError::InCare`].
     pub(crate) fn take(host: &Host, guest: Domid) -> Result<Self, Error> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match Self::take_now(host, guest) {
-                Err(Error::Pair(PairError::InCare(..))) if Instant::now() < deadline => {}
-                taken => return taken,
-            }
-            host.interrupt.wait(&[], Duration::from_millis(50))?;
-        }
+        let mut last = None;
+        let taken =
+            Wait::new(&host.interrupt, PATIENCE, LOOK).until(|| match Self::take_now(host, guest) {
+                Err(error @ Error::Pair(PairError::InCare(..))) => {
+                    last = Some(error);
+                    Ok(None)
+                }
+                taken => taken.map(Some),
+            })?;
+        taken.ok_or_else(|| last.unwrap_or_else(|| PairError::InCare(guest, None).into()))
     }
 
     /// Takes it, or fails at once.

@@ -11,14 +11,18 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::pair::{self, PairError, Stub};
 use crate::qmp::Qmp;
+use crate::wait::Wait;
 use control::exchange::Repair;
 use control::{FromStub, ToStub};
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use xen_abi::types::Domid;
 
 /// How long a stub may take for a step that was under way when it lost its stubctl.
 const STEP: Duration = Duration::from_secs(20);
+
+/// Between two attempts to talk to a stub.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// How often a guardian looks whether the lock is free.
 const LOCK_PERIOD: Duration = Duration::from_millis(20);
@@ -107,19 +111,23 @@ fn repair_anew(host: &Host, domid: Domid, repair: Repair) -> Result<(), Error> {
 ///
 /// Gives whether there was a living stub to end it.
 pub(crate) fn is_over(host: &Host, guest: Domid) -> Result<bool, Error> {
-    let deadline = Instant::now() + STEP;
-    while let Some(stub) = pair::find(host, guest)? {
-        match ControlChannel::open(host, stub, STEP) {
+    let is_over = Wait::new(&host.interrupt, STEP, RETRY).until(|| {
+        let Some(stub) = pair::find(host, guest)? else { return Ok(Some(false)) };
+        match ControlChannel::open(host, stub, STEP, STEP) {
             // Whoever talks to it by now was greeted.
-            Ok(_) | Err(ControlError::Busy(_)) => return Ok(true),
-            Err(error) if Instant::now() < deadline => log::debug!("{error}"),
+            Ok(_) | Err(ControlError::Busy(_)) => Ok(Some(true)),
             Err(error) => {
-                log::error!("the stub {stub} does not end its exchange ({error}): destroying it");
-                pair::destroy(host, stub, guest);
-                return Ok(false);
+                log::debug!("{error}");
+                Ok::<_, Error>(None)
             }
         }
-        host.interrupt.wait(&[], Duration::from_millis(100))?;
+    })?;
+    if let Some(is_over) = is_over {
+        return Ok(is_over);
+    }
+    if let Some(stub) = pair::find(host, guest)? {
+        log::error!("the stub {stub} does not end its exchange: destroying it");
+        pair::destroy(host, stub, guest);
     }
     Ok(false)
 }
@@ -139,8 +147,8 @@ pub(crate) fn rescue<'a>(
     pair::bury(host, guest.domid, conf.start_timeout)?;
     let stub = Stub::start(host, conf, guest.name.raw(), guest.domid)?;
     let mut channel = stub.greet(conf)?;
-    channel.send(host, &ToStub::Repair(repair))?;
-    let done = channel.wait(host, conf.stall_timeout, "Done for Repair", |message| match message {
+    channel.send(&ToStub::Repair(repair))?;
+    let done = channel.wait("Done for Repair", |message| match message {
         FromStub::Done => Some(Ok(())),
         FromStub::NotExchanged { text, .. } => Some(Err(text.to_string())),
         _ => None,
