@@ -34,19 +34,25 @@ pub(crate) struct Account {
     lap: Instant,
     /// This process's processor time when the lap began.
     own_cpu: Duration,
-    /// Phases, in the order in which they came.
-    laps: Vec<Lap>,
+    /// What each phase took, in the order in which they came first; there are as many as names.
+    phases: Vec<Spent>,
+    /// The last pass over memory; of a live migration the guest stands still in it, as in all that comes behind.
+    last_pass: Option<Spent>,
     /// The stub's phase and its pass over memory, once it has reported them.
     phase: Option<(Phase, u32)>,
-    /// Processor time that the stub had had, in nanoseconds: before it received, and at the end of each phase.
-    stub_cpu_ns: Vec<(&'static str, u64)>,
+    /// Processor time that the stub had had, in nanoseconds: before it received, and now.
+    stub_cpu_ns: Option<(u64, u64)>,
+    /// Of that, what it had in the lap that is about to end.
+    stub_lap: Option<f64>,
 }
 
-/// A phase: how long it took, and what of it this process ran.
-struct Lap {
+/// A phase: how long it took, and what of it this process and the stub ran.
+#[derive(Clone, Copy)]
+struct Spent {
     name: &'static str,
     seconds: f64,
     own_cpu_seconds: f64,
+    stub_cpu_seconds: Option<f64>,
 }
 
 impl Account {
@@ -58,9 +64,11 @@ impl Account {
             start,
             lap: start,
             own_cpu: sys::own_cpu(),
-            laps: Vec::new(),
+            phases: Vec::new(),
+            last_pass: None,
             phase: None,
-            stub_cpu_ns: Vec::new(),
+            stub_cpu_ns: None,
+            stub_lap: None,
         }
     }
 
@@ -69,11 +77,33 @@ impl Account {
         let (lap, own_cpu) = (self.lap.elapsed(), sys::own_cpu());
         let own_cpu_seconds = own_cpu.saturating_sub(self.own_cpu).as_secs_f64();
         (self.lap, self.own_cpu) = (Instant::now(), own_cpu);
-        self.laps.push(Lap { name, seconds: lap.as_secs_f64(), own_cpu_seconds });
+        let stub_cpu_seconds = self.stub_lap.take();
+        self.add(Spent { name, seconds: lap.as_secs_f64(), own_cpu_seconds, stub_cpu_seconds });
         lap
     }
 
-    /// Notes how far the stub is. In a new phase or pass, reads its processor time; of a phase that ended, gives a word.
+    /// Adds a lap to those of the same phase: the stub decides how often a phase comes.
+    fn add(&mut self, lap: Spent) {
+        if [Phase::Memory, Phase::Precopy].iter().any(|phase| phase.as_str() == lap.name) {
+            self.last_pass = Some(lap);
+        }
+        match self.phases.iter_mut().find(|phase| phase.name == lap.name) {
+            Some(phase) => {
+                phase.seconds += lap.seconds;
+                phase.own_cpu_seconds += lap.own_cpu_seconds;
+                let stub = [phase.stub_cpu_seconds, lap.stub_cpu_seconds];
+                phase.stub_cpu_seconds = stub.into_iter().flatten().reduce(|sum, lap| sum + lap);
+            }
+            None => self.phases.push(lap),
+        }
+    }
+
+    fn spent(&self, name: &str) -> Option<&Spent> {
+        self.phases.iter().find(|phase| phase.name == name)
+    }
+
+    /// Notes how far the stub is. In a new phase or pass, reads its processor time; when a phase is entered for the first
+    /// time, gives a word of the one that ended.
     pub(crate) fn enter(
         &mut self,
         progress: Progress,
@@ -87,14 +117,17 @@ impl Account {
         let before = self.phase_name();
         self.lap(before);
         self.phase = Some(now);
-        let took: f64 = self.laps.iter().filter(|lap| lap.name == before).map(|lap| lap.seconds).sum();
-        (before != self.phase_name()).then(|| format!("{before} took {took:.1} s"))
+        let is_news = before != self.phase_name() && self.spent(self.phase_name()).is_none();
+        let took = self.spent(before).map_or(0.0, |phase| phase.seconds);
+        is_news.then(|| format!("{before} took {took:.1} s"))
     }
 
     /// Notes the processor time that the stub has had: first before it receives, last when it has restored.
     pub(crate) fn note_stub(&mut self, cpu_ns: Option<u64>) {
-        let name = self.phase_name();
-        self.stub_cpu_ns.extend(cpu_ns.map(|ns| (name, ns)));
+        let Some(now) = cpu_ns else { return };
+        self.stub_lap = self.stub_cpu_ns.map(|(_, last)| seconds(now.saturating_sub(last)));
+        let first = self.stub_cpu_ns.map_or(now, |(first, _)| first);
+        self.stub_cpu_ns = Some((first, now));
     }
 
     fn phase_name(&self) -> &'static str {
@@ -123,25 +156,22 @@ impl Account {
             "restored": report.is_some(),
             "error": error,
             "seconds": self.start.elapsed().as_secs_f64(),
-            "seconds_by_phase": by_phase(self.laps.iter().map(|lap| (lap.name, lap.seconds))),
-            "stubctl_cpu_seconds_by_phase": by_phase(self.laps.iter().map(|lap| (lap.name, lap.own_cpu_seconds))),
-            "stub_cpu_seconds": stub_took(&self.stub_cpu_ns).map(seconds),
-            "stub_cpu_seconds_by_phase": by_phase(self.stub_cpu_ns.windows(2).map(stub_lap)),
-            "last_pass": self.last_pass(),
+            "seconds_by_phase": self.by_phase(|phase| Some(phase.seconds)),
+            "stubctl_cpu_seconds_by_phase": self.by_phase(|phase| Some(phase.own_cpu_seconds)),
+            "stub_cpu_seconds": self.stub_cpu_ns.map(|(first, last)| seconds(last.saturating_sub(first))),
+            "stub_cpu_seconds_by_phase": self.by_phase(|phase| phase.stub_cpu_seconds),
+            "last_pass": self.last_pass.map(|pass| json!({
+                "seconds": pass.seconds,
+                "stubctl_cpu_seconds": pass.own_cpu_seconds,
+                "stub_cpu_seconds": pass.stub_cpu_seconds,
+            })),
             "stub": report.map(stub_json),
         })
     }
 
-    /// The last pass over memory; of a live migration the guest stands still in it, as in all that comes behind.
-    fn last_pass(&self) -> Value {
-        let is_pass = |name: &str| [Phase::Memory, Phase::Precopy].iter().any(|phase| phase.as_str() == name);
-        let Some(lap) = self.laps.iter().rfind(|lap| is_pass(lap.name)) else { return Value::Null };
-        let stub = self.stub_cpu_ns.windows(2).map(stub_lap).rfind(|(name, _)| is_pass(name));
-        json!({
-            "seconds": lap.seconds,
-            "stubctl_cpu_seconds": lap.own_cpu_seconds,
-            "stub_cpu_seconds": stub.map(|(_, seconds)| seconds),
-        })
+    fn by_phase(&self, part: impl Fn(&Spent) -> Option<f64>) -> Value {
+        let parts = self.phases.iter().filter_map(|phase| Some((phase.name.to_owned(), json!(part(phase)?))));
+        Value::Object(parts.collect())
     }
 
     fn write(&self, value: &Value) {
@@ -155,30 +185,6 @@ impl Account {
 
 fn seconds(nanoseconds: u64) -> f64 {
     Duration::from_nanos(nanoseconds).as_secs_f64()
-}
-
-/// From the first reading of the stub's processor time to the last.
-fn stub_took(readings: &[(&str, u64)]) -> Option<u64> {
-    let ((_, first), (_, last)) = (readings.first()?, readings.last()?);
-    (readings.len() > 1).then(|| last.saturating_sub(*first))
-}
-
-/// From one reading to the next, which ends a phase.
-fn stub_lap<'a>(readings: &[(&'a str, u64)]) -> (&'a str, f64) {
-    match readings {
-        [(_, before), (name, after)] => (name, seconds(after.saturating_sub(*before))),
-        _ => ("", 0.0),
-    }
-}
-
-/// A phase that came twice (a second pass) counts once, with both laps.
-fn by_phase<'a>(laps: impl Iterator<Item = (&'a str, f64)>) -> Value {
-    let mut sums = Map::new();
-    for (name, lap) in laps {
-        let before = sums.get(name).and_then(Value::as_f64).unwrap_or(0.0);
-        sums.insert(name.to_owned(), json!(before + lap));
-    }
-    Value::Object(sums)
 }
 
 fn stub_json(report: &Report) -> Value {
@@ -272,8 +278,20 @@ mod tests {
     }
 
     #[test]
-    fn laps_of_one_phase_add_up() {
-        assert_eq!(by_phase([("memory", 1.0), ("precopy", 0.5), ("memory", 2.0)].into_iter())["memory"], 3.0);
+    fn a_stub_that_goes_to_and_fro_between_phases_leaves_one_lap_of_each() {
+        let mut account = Account::start(&Untrusted::new("db".to_owned()));
+        account.note_stub(Some(0));
+        let mut nr_words = 0;
+        for pass in 0..100_000 {
+            let phase = if pass % 2 == 0 { Phase::Memory } else { Phase::Precopy };
+            let progress = Progress { phase, nr_bytes: 0, nr_pages: 0, pass };
+            nr_words += account.enter(progress, || Some(1_000_000 * u64::from(pass + 1))).iter().count();
+        }
+        assert_eq!((nr_words, account.phases.len()), (2, 3));
+        let report = account.json(None, None);
+        let sum = report["stub_cpu_seconds_by_phase"]["memory"].as_f64().unwrap();
+        assert!((sum - 50.0).abs() < 0.1, "{sum}");
+        assert_eq!(report["stub_cpu_seconds"], 100.0);
     }
 
     #[test]
@@ -289,6 +307,7 @@ mod tests {
         assert!(enter(Phase::Precopy, 3, 4_500_000_000).is_none());
         assert!(enter(Phase::Finishing, 3, 4_750_000_000).unwrap().starts_with("precopy took"));
         account.note_stub(Some(4_875_000_000));
+        account.lap(Phase::Finishing.as_str());
         let report = account.json(None, None);
         assert_eq!(report["stub_cpu_seconds"], 4.375);
         let expected = json!({ "waiting": 0.5, "memory": 2.5, "precopy": 1.25, "finishing": 0.125 });
