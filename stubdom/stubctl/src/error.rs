@@ -121,6 +121,7 @@ impl Error {
     /// The same as a number.
     pub(crate) fn code(&self) -> u8 {
         match self {
+            Self::Qmp(QmpError::Stop(_)) => 7,
             Self::Xen(_)
             | Self::Store(_)
             | Self::Net(_)
@@ -143,7 +144,7 @@ impl Error {
 
     /// Whether somebody wants this process to end.
     pub(crate) fn is_stop(&self) -> bool {
-        matches!(self, Self::Stop(_) | Self::Control(ControlError::Stop(_)))
+        matches!(self, Self::Stop(_) | Self::Control(ControlError::Stop(_)) | Self::Qmp(QmpError::Stop(_)))
     }
 
     /// The positive errno for libxl's own line, which prints its text behind "restoring domain".

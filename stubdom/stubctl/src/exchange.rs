@@ -14,7 +14,7 @@ use crate::host::{Host, home};
 use crate::pair::{self, Paired, Stub};
 use crate::saving;
 use crate::standstill::rescue;
-use crate::standstill::{Care, Stood};
+use crate::standstill::{Care, Refusal, Stood};
 use crate::wait::Wait;
 use control::exchange::{self as wire, Exchanged, Prepared, Reason, Scope, Swapped, Swapping};
 use control::{FromStub, ToStub};
@@ -168,8 +168,7 @@ impl<'a> Session<'a> {
         let guest = self.guest.domid;
         let refused = |reason, text: String| Ok(Some(Step::Refused { reason, text }));
         if saving::saver_of(guest).is_some() {
-            let (reason, text) = being_saved();
-            return refused(reason, text);
+            return refused(Refusal::BeingSaved.name(), Refusal::BeingSaved.to_string());
         }
         let store = &self.host.store;
         if let Some(domain) = store.read(&home(guest, "image/device-model-domid"))? {
@@ -266,9 +265,9 @@ impl<'a> Session<'a> {
     ) -> Result<Swap, Error> {
         let waiting = scratch_region.filter(|_| prepared.scope == Scope::Superpage);
         let swapping = waiting.map(|waiting| Swapping { gfn: prepared.gfn, mfn, waiting });
-        let Some(standstill) = self.care.hold(swapping)? else {
-            let (reason, text) = being_saved();
-            return Ok(Swap::Refused(reason, text));
+        let standstill = match self.care.hold(swapping)? {
+            Ok(standstill) => standstill,
+            Err(refusal) => return Ok(Swap::Refused(refusal.name(), refusal.to_string())),
         };
         debug_abort(arguments, 2);
         let sent = self.channel.send(&ToStub::Swap);
@@ -327,11 +326,6 @@ impl<'a> Session<'a> {
         let past = Gfn::new(end.raw().next_multiple_of(Order::PAGE_2M.nr_frames()));
         Ok(if end > SCRATCH_REGION { SCRATCH_REGION } else { past })
     }
-}
-
-fn being_saved() -> (&'static str, String) {
-    let text = "the guest is being saved or migrated: a new frame would be missing from the stream; try again afterwards";
-    ("being-saved", text.to_owned())
 }
 
 /// Has a new stub take the place of one that is gone, if that was the session's own; else it stays as that would have.

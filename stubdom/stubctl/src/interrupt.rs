@@ -32,7 +32,8 @@ impl fmt::Display for Stop {
 
 /// Watches for them.
 pub(crate) struct Interrupt {
-    signals: OwnedFd,
+    /// `None`: nobody can interrupt.
+    signals: Option<OwnedFd>,
     /// libxl's pipe, in a save helper.
     parent: Option<BorrowedFd<'static>>,
     /// How many [`Undisturbed`] there are.
@@ -51,7 +52,7 @@ impl Drop for Undisturbed<'_> {
 impl Interrupt {
     /// For a command of an operator.
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { signals: sys::termination_fd()?, parent: None, nr_undisturbed: Cell::new(0) })
+        Ok(Self { signals: Some(sys::termination_fd()?), ..Self::deaf() })
     }
 
     /// For a save helper, whose standard input is libxl's pipe.
@@ -60,10 +61,15 @@ impl Interrupt {
         Ok(Self { parent: Some(crate::ffi::sys::standard_input()), ..Self::new()? })
     }
 
+    /// For what is brought to its end whoever wants to stop: only its deadline ends a wait.
+    pub(crate) fn deaf() -> Self {
+        Self { signals: None, parent: None, nr_undisturbed: Cell::new(0) }
+    }
+
     /// For a test: what is written to the far end of the pipe stands for a signal.
     #[cfg(test)]
     pub(crate) fn at(signals: OwnedFd) -> Self {
-        Self { signals, parent: None, nr_undisturbed: Cell::new(0) }
+        Self { signals: Some(signals), ..Self::deaf() }
     }
 
     /// Keeps waits from ending early as long as the value lives.
@@ -78,9 +84,9 @@ impl Interrupt {
     /// The reason to stop, if there is one.
     pub(crate) fn wait(&self, others: &[&Polled<'_>], timeout: Duration) -> Result<(), Stop> {
         let is_listening = self.nr_undisturbed.get() == 0;
-        let signals = Polled::readable(self.signals.as_fd()).only_if(is_listening);
-        let stand_in = self.parent.unwrap_or(self.signals.as_fd());
-        let parent = Polled::hang_up(stand_in).only_if(is_listening && self.parent.is_some());
+        let signals = self.signals.as_ref().map_or(Polled::never(), |fd| Polled::readable(fd.as_fd()));
+        let parent = self.parent.map_or(Polled::never(), Polled::hang_up);
+        let (signals, parent) = (signals.only_if(is_listening), parent.only_if(is_listening));
         let all: Vec<&Polled<'_>> = others.iter().copied().chain([&signals, &parent]).collect();
         if let Err(error) = sys::poll(&all, timeout) {
             // Only a lack of kernel memory does this; the callers' deadlines still hold.

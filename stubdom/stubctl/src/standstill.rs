@@ -2,28 +2,38 @@
 //!
 //! **Takes** a guest. **Gives** the time in which it stands still. **Never** leaves it standing, unless it may have a hole:
 //! - a [`Standstill`] that is dropped lets the guest run;
-//! - a process of its own, the [`Guardian`], does so when stubctl dies;
+//! - a process of its own, the [`Guardian`], does so when stubctl dies, or could not do so itself;
 //! - a record in xenstore lets the next stubctl do so when both have died ([`rescue`]).
 //!
 //! One stubctl at a time has a guest in care ([`Lock`]).
 //!
 //! Order: stop the device model (which ends its DMA), pause the guest; afterwards the device model goes on first. The
 //! guest's first vCPU to run tells it to drop what it has mapped of the old frame, and it hears that only while it runs:
-//! a stopped one has its ioreq server disabled (QEMU's `xen_hvm_change_state_handler`).
+//! a stopped one has its ioreq server disabled (QEMU's `xen_hvm_change_state_handler`). So a guest with a device model that
+//! somebody else has paused, or whose device model somebody else has stopped, is not touched.
 
 mod record;
 pub(crate) mod rescue;
 
 use crate::error::Error;
 use crate::host::Host;
-use crate::qmp::Qmp;
+use crate::interrupt::Interrupt;
+use crate::qmp::{Qmp, QmpError};
 use crate::saving;
+use crate::wait::Wait;
 use control::exchange::{Repair, Swapping};
 pub(crate) use record::Lock;
-use record::Record;
+use record::{Record, Room};
+use std::fmt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use xen_abi::types::{Domid, Gfn};
+
+/// How long a guardian with nothing to do may take to end.
+const GUARDIAN: Duration = Duration::from_secs(5);
+
+/// How often to look whether it has.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Holds a guest's standstills, its raised `maxmem` and what its stub is doing together.
 pub(crate) struct Care<'a> {
@@ -57,10 +67,11 @@ impl<'a> Care<'a> {
     pub(crate) fn begin(&mut self, scratch_region: Option<Gfn>, nr_pages: u64) -> Result<(), Error> {
         self.record.repair = Some(Repair { swapping: None, scratch_region });
         let info = if nr_pages > 0 { self.host.xen.domain_info(self.guest)? } else { None };
-        self.record.max_kib = info.map(|info| info.max_pages * 4);
+        self.record.room = info
+            .map(|info| Room { own_kib: info.max_pages * 4, raised_kib: (info.max_pages + nr_pages) * 4 });
         self.write()?;
-        if let Some(kib) = self.record.max_kib {
-            self.host.xen.set_max_mem(self.guest, kib + nr_pages * 4)?;
+        if let Some(room) = self.record.room {
+            self.host.xen.set_max_mem(self.guest, room.raised_kib)?;
         }
         Ok(())
     }
@@ -84,38 +95,63 @@ impl<'a> Care<'a> {
 
     /// Holds the guest and its device model still, for a swap that may take a superpage from the guest for a while.
     ///
-    /// `None`: somebody has begun to save it, and it runs.
-    pub(crate) fn hold(&mut self, swapping: Option<Swapping>) -> Result<Option<Standstill<'_, 'a>>, Error> {
-        let was_paused = self.host.xen.domain_info(self.guest)?.is_some_and(|info| info.paused);
-        (self.record.stands, self.record.was_paused) = (true, was_paused);
+    /// # Errors
+    /// It cannot be held. What was stopped by then goes on, or stays on record.
+    pub(crate) fn hold(&mut self, swapping: Option<Swapping>) -> Result<Hold<'_, 'a>, Error> {
+        let (host, guest) = (self.host, self.guest);
+        let device_model = match self.device_model()? {
+            Ok(device_model) => device_model,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        self.record.stands = true;
+        self.record.device_model_stopped = device_model.is_some();
         if let Some(repair) = &mut self.record.repair {
             repair.swapping = swapping;
         }
         self.write()?;
         let mut standstill =
-            Standstill { care: self, device_model: None, stopped: Instant::now(), paused: None };
-        standstill.device_model = Qmp::connect(Qmp::socket(standstill.care.guest))?;
-        standstill.stopped = Instant::now();
+            Standstill { care: self, device_model, stopped: Instant::now(), paused: None, is_over: false };
         if let Some(device_model) = &mut standstill.device_model {
-            device_model.execute("stop")?;
+            device_model.stop()?;
         }
         // As late as the guest's vCPUs still run: a helper that starts now has to reach Xen before it can miss anything.
-        if saving::saver_of(standstill.care.guest).is_some() {
+        if saving::saver_of(guest).is_some() {
             standstill.end()?;
-            return Ok(None);
+            return Ok(Err(Refusal::BeingSaved));
         }
         standstill.paused = Some(Instant::now());
-        if let Err(error) = standstill.care.host.xen.pause(standstill.care.guest) {
+        if let Err(error) = host.xen.pause(guest) {
             standstill.paused = None;
             return Err(error.into());
         }
-        Ok(Some(standstill))
+        Ok(Ok(standstill))
+    }
+
+    /// The guest's device model, if it has one, and why the guest is not to be held. Notes whether it is paused.
+    fn device_model(&mut self) -> Result<Result<Option<Qmp<'a>>, Refusal>, Error> {
+        let connected = Qmp::connect(&self.host.interrupt, Qmp::socket(self.guest));
+        let mut device_model = match connected {
+            Err(error @ QmpError::Dead(_)) => return Ok(Err(Refusal::DeadDeviceModel(error.to_string()))),
+            Err(error @ QmpError::Busy(..)) => return Ok(Err(Refusal::BusyDeviceModel(error.to_string()))),
+            connected => connected?,
+        };
+        let state = device_model.as_mut().map(Qmp::state).transpose()?;
+        let info = self.host.xen.domain_info(self.guest)?;
+        self.record.was_paused = info.as_ref().is_some_and(|info| info.paused);
+        if info.is_some_and(|info| info.shutdown) {
+            return Ok(Err(Refusal::BeingSaved));
+        }
+        Ok(match state {
+            Some(_) if self.record.was_paused => Err(Refusal::Paused(self.guest)),
+            Some(state) if state != "running" => Err(Refusal::Stopped(self.guest)),
+            _ => Ok(device_model),
+        })
     }
 
     fn end_room(&mut self) -> Result<(), Error> {
-        if let Some(kib) = self.record.max_kib {
-            self.host.xen.set_max_mem(self.guest, kib)?;
-            self.record.max_kib = None;
+        if let Some(room) = self.record.room {
+            room.take_back(self.host, self.guest)?;
+            self.record.room = None;
         }
         Ok(())
     }
@@ -132,11 +168,69 @@ impl Drop for Care<'_> {
             self.guardian.dismiss();
             // A guest that stands may need its room to be whole again.
             if self.record.stands { Ok(()) } else { self.end_room() }.and_then(|()| self.write())
+        } else if self.record.is_owed() {
+            // What we could not do now the guardian tries until it is done.
+            self.guardian.outlive();
+            self.end_room().and_then(|()| self.write())
         } else {
             self.end_room().and_then(|()| Record::remove(self.host, self.guest))
         };
         if let Err(error) = cleared {
             log::warn!("{error}");
+        }
+    }
+}
+
+/// What came of [`Care::hold`].
+pub(crate) type Hold<'c, 'a> = Result<Standstill<'c, 'a>, Refusal>;
+
+/// Why a guest is not held still. All but a dead device model may go away by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// Somebody saves it, or has begun to.
+    BeingSaved,
+    /// Somebody has paused it, and its device model would never let go of an old frame.
+    Paused(Domid),
+    /// Somebody has stopped its device model, or an error of its disk has.
+    Stopped(Domid),
+    /// Its device model does not talk to us; how that looks.
+    BusyDeviceModel(String),
+    /// Its device model is gone; how that looks.
+    DeadDeviceModel(String),
+}
+
+impl Refusal {
+    /// The name in reports.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::BeingSaved => "being-saved",
+            Self::Paused(_) => "paused",
+            Self::Stopped(_) => "device-model-stopped",
+            Self::BusyDeviceModel(_) => "device-model-busy",
+            Self::DeadDeviceModel(_) => "device-model-dead",
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BeingSaved => f.write_str(
+                "the guest is being saved or migrated: a new frame would be missing from the stream; try again afterwards",
+            ),
+            Self::Paused(guest) => write!(
+                f,
+                "the guest is paused, and its device model lets go of an old frame only when the guest runs: unpause it (xl \
+                 unpause {}), or try again when it runs",
+                guest.raw()
+            ),
+            Self::Stopped(guest) => write!(
+                f,
+                "the guest's device model was stopped by somebody else or by an error of a disk, and lets go of an old frame \
+                 only when it runs: see xl qemu-monitor-command {} \"info status\", and try again when it runs",
+                guest.raw()
+            ),
+            Self::BusyDeviceModel(text) | Self::DeadDeviceModel(text) => f.write_str(text),
         }
     }
 }
@@ -153,18 +247,21 @@ pub(crate) struct Stood {
 /// The time in which a guest stands still; it ends with the value.
 pub(crate) struct Standstill<'c, 'a> {
     care: &'c mut Care<'a>,
-    device_model: Option<Qmp>,
+    device_model: Option<Qmp<'a>>,
     /// Before the device model was stopped.
     stopped: Instant,
     /// When the guest was paused, if it is.
     paused: Option<Instant>,
+    /// Whether it has been decided how the guest goes on, or that it does not: nothing is left to do when this is dropped.
+    is_over: bool,
 }
 
 impl Standstill<'_, '_> {
     /// Lets the guest run; gives how long it stood.
     ///
     /// # Errors
-    /// It cannot be made to run; the record stays, so that the next stubctl tries again.
+    /// It or its device model cannot be made to run: that stays on record, and is tried again by the guardian and by
+    /// the next stubctl.
     pub(crate) fn end(mut self) -> Result<Stood, Error> {
         self.release()
     }
@@ -174,15 +271,15 @@ impl Standstill<'_, '_> {
     /// # Errors
     /// The record still says that somebody is to let it run.
     pub(crate) fn leave(mut self) -> Result<(), Error> {
-        self.forget();
-        self.care.record.stands = false;
-        self.care.record.repair = None;
+        self.is_over = true;
+        let record = &mut self.care.record;
+        (record.stands, record.device_model_stopped, record.repair) = (false, false, None);
         self.care.write()
     }
 
     /// Leaves the guest standing until somebody has put it right: it may have a hole.
     pub(crate) fn leave_to_be_repaired(mut self) {
-        self.forget();
+        self.is_over = true;
         self.care.keep();
     }
 
@@ -191,51 +288,50 @@ impl Standstill<'_, '_> {
         self.care.repair()
     }
 
-    fn forget(&mut self) {
-        self.paused = None;
-        self.device_model = None;
-    }
-
     fn release(&mut self) -> Result<Stood, Error> {
+        self.is_over = true;
+        let Care { host, guest, record, .. } = &mut *self.care;
+        let _undisturbed = host.interrupt.undisturbed();
         // Before the guest writes: from then on the copy that waits is old, and nobody may put it back.
-        if let Some(repair) = &mut self.care.record.repair
+        if let Some(repair) = &mut record.repair
             && repair.swapping.take().is_some()
         {
-            self.care.write()?;
+            record.write(host, *guest)?;
         }
         let mut stood = Stood::default();
         let mut goes_on = Ok(());
         if let Some(mut device_model) = self.device_model.take() {
-            goes_on = device_model.execute("cont");
+            goes_on = record.device_model_goes_on(*guest, || device_model.go_on());
             stood.device_model = Some(self.stopped.elapsed());
         }
+        // The guest runs all the same: its vCPUs need no device model to keep time.
         if let Some(paused) = self.paused.take() {
-            self.care.host.xen.unpause(self.care.guest).inspect_err(|_| self.paused = Some(paused))?;
+            host.xen.unpause(*guest)?;
             stood.guest = paused.elapsed();
         }
-        // The guest runs all the same; with the record as it is the next stubctl tries once more.
+        record.stands = false;
+        record.write(host, *guest)?;
         goes_on?;
-        if self.care.record.stands && !self.care.is_kept {
-            self.care.record.stands = false;
-            self.care.write()?;
-        }
         Ok(stood)
     }
 }
 
 impl Drop for Standstill<'_, '_> {
     fn drop(&mut self) {
-        if self.care.is_kept {
-            return;
-        }
-        if let Err(error) = self.release() {
-            log::error!("{error}: {} may stand still; do: xl unpause {0}", self.care.guest);
+        if !self.is_over
+            && let Err(error) = self.release()
+        {
+            log::error!("{error}");
         }
     }
 }
 
 /// A process that puts a guest right when stubctl dies: its standard input ends then.
-struct Guardian(Child);
+struct Guardian {
+    child: Child,
+    /// Whether it has something to do when this process lets go of the guest.
+    outlives: bool,
+}
 
 impl Guardian {
     fn start(guest: Domid, parent: u32) -> Result<Self, Error> {
@@ -245,20 +341,43 @@ impl Guardian {
         command.stdin(Stdio::piped()).stdout(Stdio::null());
         // A Ctrl-C is for stubctl alone.
         command.process_group(0);
-        Ok(Self(command.spawn()?))
+        Ok(Self { child: command.spawn()?, outlives: false })
     }
 
     /// Ends it; it does nothing any more.
     fn dismiss(&mut self) {
         // It fails only when it has ended.
-        let _ = self.0.kill();
+        let _ = self.child.kill();
+    }
+
+    /// Leaves it what this process could not do.
+    fn outlive(&mut self) {
+        self.outlives = true;
     }
 }
 
 impl Drop for Guardian {
     fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        // It ends by itself when its input does; who waits for nobody is no loss.
-        let _ = self.0.wait();
+        drop(self.child.stdin.take());
+        // With nothing to do it ends at once; a zombie that is left is init's when this process ends.
+        let nobody = Interrupt::deaf();
+        let wait = Wait::new(&nobody, if self.outlives { Duration::ZERO } else { GUARDIAN }, LOOK);
+        let ended = wait.until(|| Ok::<_, Error>(self.child.try_wait()?));
+        if let Err(error) = ended {
+            log::debug!("the guardian: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_has_its_own_name_and_says_what_to_do() {
+        let guest = Domid::new(7);
+        assert_eq!(Refusal::Paused(guest).name(), "paused");
+        assert!(Refusal::Paused(guest).to_string().contains("xl unpause 7"));
+        assert!(Refusal::Stopped(guest).to_string().contains("xl qemu-monitor-command 7"));
     }
 }

@@ -92,15 +92,18 @@ impl Verdict {
 
     /// Whether the reason may go away by itself, without any more errors of the frame.
     pub(crate) fn is_transient(&self) -> bool {
-        const REASONS: [&str; 10] = [
+        const REASONS: [&str; 13] = [
             "being-saved",
             "beside-free",
             "changing-hands",
+            "device-model-busy",
+            "device-model-stopped",
             "dying",
             "granted",
             "moved",
             "no-memory",
             "not-suspended",
+            "paused",
             "stranded",
             "xen",
         ];

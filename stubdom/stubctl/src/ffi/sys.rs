@@ -1,13 +1,17 @@
-//! System calls that std does not offer: poll, splice, signalfd, record locks, pipe size, a connect that does not wait,
+//! System calls that std does not offer: poll, splice, signalfd, record locks, pipe size, connects that do not wait,
 //! resource usage.
 #![allow(unsafe_code, reason = "libc declares system calls as unsafe functions")]
 
 use std::cell::Cell;
+use std::fs::File;
 use std::io;
 use std::mem;
 use std::net::{SocketAddrV6, TcpStream};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -114,6 +118,45 @@ pub(crate) fn begin_to_connect(address: SocketAddrV6) -> io::Result<TcpStream> {
     }
     let error = io::Error::last_os_error();
     if error.raw_os_error() == Some(libc::EINPROGRESS) { Ok(socket) } else { Err(error) }
+}
+
+/// Connects to a socket in the file system whose operations do not wait.
+///
+/// # Errors
+/// `EAGAIN` when the listener's backlog is full.
+pub(crate) fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: the call takes numbers.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: socket gave a new open descriptor that nobody else owns.
+    let socket = unsafe { UnixStream::from_raw_fd(fd) };
+    let mut sun_path = [0; 108];
+    let bytes = path.as_os_str().as_bytes();
+    // One is left for the final nul.
+    let room = sun_path.get_mut(..bytes.len()).filter(|_| bytes.len() < 108);
+    let room = room.ok_or(io::ErrorKind::InvalidFilename)?;
+    room.iter_mut().zip(bytes).for_each(|(to, from)| *to = from.cast_signed());
+    // PANIC: never; the family is 1.
+    let sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).expect("AF_UNIX is 1");
+    let name = libc::sockaddr_un { sun_family, sun_path };
+    // PANIC: never; the structure has 110 bytes.
+    let len = libc::socklen_t::try_from(size_of_val(&name)).expect("a socket address is short");
+    // SAFETY: the socket is open; `name` is a sockaddr_un of `len` bytes that outlives the call.
+    if unsafe { libc::connect(fd, (&raw const name).cast(), len) } == 0 {
+        return Ok(socket);
+    }
+    Err(io::Error::last_os_error())
+}
+
+/// Lets standard error go: whoever reads it need not wait for this process to end.
+pub(crate) fn let_standard_error_go() -> io::Result<()> {
+    let null = File::options().write(true).open("/dev/null")?;
+    // SAFETY: both descriptors are open, and nothing in this program owns descriptor 2.
+    let rc = unsafe { libc::dup2(null.as_raw_fd(), libc::STDERR_FILENO) };
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Reads once from a descriptor that this process does not own.
@@ -252,9 +295,8 @@ pub(crate) fn termination_fd() -> io::Result<OwnedFd> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use std::fs::File;
     use std::os::fd::AsFd;
     use std::os::unix::process::ExitStatusExt;
 
@@ -268,6 +310,12 @@ mod tests {
         assert!(lock_byte(file.as_fd(), 7).is_err());
         lock_byte(file.as_fd(), 8).unwrap();
         assert!(lock_holder(file.as_fd()).unwrap().is_some());
+    }
+
+    /// Leaves a listener room for one client that it has not accepted.
+    pub(crate) fn shorten_backlog(listener: BorrowedFd<'_>) {
+        // SAFETY: the descriptor is borrowed and so open; the call takes a number.
+        assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::byte_lock::{ByteLock, Kind};
 use crate::error::Error;
 use crate::host::{Host, home};
 use crate::pair::PairError;
+use crate::qmp::QmpError;
 use crate::wait::Wait;
 use control::exchange::Repair;
 use control::nodes;
@@ -56,17 +57,50 @@ impl Lock {
     }
 }
 
+/// A `maxmem` that has been raised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Room {
+    /// The guest's own, in KiB.
+    pub(super) own_kib: u64,
+    /// What it was raised to, in KiB.
+    pub(super) raised_kib: u64,
+}
+
+impl Room {
+    /// What `maxmem` has to be set to when it is `now_kib`; `None`: it is another's by now, and stays.
+    pub(super) fn back(self, now_kib: u64) -> Option<u64> {
+        (now_kib == self.raised_kib).then_some(self.own_kib)
+    }
+
+    /// Takes the room back from a guest, unless somebody else has set its `maxmem` meanwhile.
+    pub(super) fn take_back(self, host: &Host, guest: Domid) -> Result<(), Error> {
+        let Some(info) = host.xen.domain_info(guest)? else { return Ok(()) };
+        match self.back(info.max_pages * 4) {
+            Some(kib) => Ok(host.xen.set_max_mem(guest, kib)?),
+            None => {
+                let (now, raised) = (info.max_pages * 4, self.raised_kib);
+                log::warn!(
+                    "{guest} may own {now} KiB, expected {raised}: somebody else has set that, and it stays"
+                );
+                Ok(())
+            }
+        }
+    }
+}
+
 /// What xenstore holds while something of a guest is not as it should stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     /// The process that will put it right.
     pub(super) pid: u32,
-    /// Whether the guest is being held still.
+    /// Whether the guest's vCPUs are being held still.
     pub(super) stands: bool,
     /// Whether somebody else had paused it before.
     pub(super) was_paused: bool,
-    /// The guest's own `maxmem` in KiB, where it has been raised.
-    pub(super) max_kib: Option<u64>,
+    /// Whether its device model was asked to stop and has not been seen to go on.
+    pub(super) device_model_stopped: bool,
+    /// Its `maxmem`, where that has been raised.
+    pub(super) room: Option<Room>,
     /// What a new stub has to put right if the one at work is gone.
     pub(super) repair: Option<Repair>,
 }
@@ -74,7 +108,27 @@ pub(super) struct Record {
 impl Record {
     /// Nothing to put right yet.
     pub(super) fn new(pid: u32) -> Self {
-        Self { pid, stands: false, was_paused: false, max_kib: None, repair: None }
+        let [stands, was_paused, device_model_stopped] = [false; 3];
+        Self { pid, stands, was_paused, device_model_stopped, room: None, repair: None }
+    }
+
+    /// Whether the guest or its device model does not run, and somebody has to see to it.
+    pub(super) fn is_owed(&self) -> bool {
+        self.stands || self.device_model_stopped
+    }
+
+    /// Has a device model that was stopped go on; where it is not seen to, that stays on record.
+    ///
+    /// # Errors
+    /// What the device model did not do.
+    pub(super) fn device_model_goes_on(
+        &mut self,
+        guest: Domid,
+        go_on: impl FnOnce() -> Result<(), QmpError>,
+    ) -> Result<(), QmpError> {
+        go_on().map_err(|error| QmpError::Stopped(guest, Box::new(error)))?;
+        self.device_model_stopped = false;
+        Ok(())
     }
 
     /// Reads a guest's record, if it has one.
@@ -98,21 +152,34 @@ impl Record {
     }
 
     fn text(&self) -> String {
-        let Self { pid, stands, was_paused, max_kib, repair } = self;
+        let Self { pid, stands, was_paused, device_model_stopped, room, repair } = self;
         // A repair is numbers, which JSON can hold.
         let repair = serde_json::to_value(repair).unwrap_or(Value::Null);
-        json!({ "pid": pid, "stands": stands, "was_paused": was_paused, "max_kib": max_kib, "repair": repair })
-            .to_string()
+        json!({
+            "pid": pid,
+            "stands": stands,
+            "was_paused": was_paused,
+            "device_model_stopped": device_model_stopped,
+            "own_kib": room.map(|room| room.own_kib),
+            "raised_kib": room.map(|room| room.raised_kib),
+            "repair": repair,
+        })
+        .to_string()
     }
 
     fn parse(text: &str) -> Option<Self> {
         let value: Value = serde_json::from_str(text).ok()?;
-        let max_kib = value.get("max_kib")?;
+        let flag = |name| value.get(name)?.as_bool();
+        let room = match (value.get("own_kib")?, value.get("raised_kib")?) {
+            (Value::Null, Value::Null) => None,
+            (own, raised) => Some(Room { own_kib: own.as_u64()?, raised_kib: raised.as_u64()? }),
+        };
         Some(Self {
             pid: value.get("pid")?.as_u64()?.try_into().ok()?,
-            stands: value.get("stands")?.as_bool()?,
-            was_paused: value.get("was_paused")?.as_bool()?,
-            max_kib: if max_kib.is_null() { None } else { Some(max_kib.as_u64()?) },
+            stands: flag("stands")?,
+            was_paused: flag("was_paused")?,
+            device_model_stopped: flag("device_model_stopped")?,
+            room,
             repair: serde_json::from_value(value.get("repair")?.clone()).ok()?,
         })
     }
@@ -137,14 +204,35 @@ mod tests {
             Some(Repair { swapping: None, scratch_region: None }),
             Some(Repair { swapping: Some(swapping), scratch_region: Some(waiting) }),
         ];
-        for max_kib in [None, Some(262_144)] {
-            for (stands, was_paused) in [(true, false), (false, true)] {
+        for room in [None, Some(Room { own_kib: 262_144, raised_kib: 266_240 })] {
+            for nr in 0..3 {
+                let [stands, was_paused, device_model_stopped] = std::array::from_fn(|flag| flag == nr);
                 for repair in repairs {
-                    let record = Record { pid: 77, stands, was_paused, max_kib, repair };
+                    let record = Record { pid: 77, stands, was_paused, device_model_stopped, room, repair };
                     assert_eq!(Record::parse(&record.text()), Some(record));
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_device_model_that_did_not_go_on_stays_on_record() {
+        let mut record = Record { device_model_stopped: true, ..Record::new(77) };
+        let late = || Err(QmpError::Silent("cont", PATIENCE));
+        let error = record.device_model_goes_on(Domid::new(7), late).unwrap_err().to_string();
+        assert!(record.is_owed());
+        assert!(error.starts_with("the device model did not answer \"cont\" within 5 s; "), "{error}");
+        assert!(error.ends_with(": xl qemu-monitor-command 7 cont"), "{error}");
+        record.device_model_goes_on(Domid::new(7), || Ok(())).unwrap();
+        assert!(!record.is_owed());
+    }
+
+    #[test]
+    fn a_maxmem_that_somebody_else_has_set_meanwhile_is_left() {
+        let room = Room { own_kib: 262_144, raised_kib: 266_240 };
+        assert_eq!(room.back(266_240), Some(262_144));
+        assert_eq!(room.back(205_824), None);
+        assert_eq!(room.back(262_144), None);
     }
 
     #[test]

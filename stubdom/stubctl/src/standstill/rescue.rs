@@ -8,9 +8,10 @@ use crate::commands::Guest;
 use crate::conf::Conf;
 use crate::control_channel::{ControlChannel, ControlError};
 use crate::error::Error;
+use crate::ffi::sys;
 use crate::host::Host;
 use crate::pair::{self, PairError, Stub};
-use crate::qmp::Qmp;
+use crate::qmp::{Qmp, QmpError};
 use crate::wait::Wait;
 use control::exchange::Repair;
 use control::{FromStub, ToStub};
@@ -20,6 +21,9 @@ use xen_abi::types::Domid;
 
 /// How long a stub may take for a step that was under way when it lost its stubctl.
 const STEP: Duration = Duration::from_secs(20);
+
+/// How often a guardian tries to have a device model go on.
+const DEVICE_MODEL_PERIOD: Duration = Duration::from_secs(5);
 
 /// Between two attempts to talk to a stub.
 const RETRY: Duration = Duration::from_millis(100);
@@ -33,16 +37,29 @@ pub(crate) fn guard(host: &Host, guest: Domid, parent: u32) -> Result<(), Error>
     let is_left =
         || Record::read(host, guest).map(|record| record.is_some_and(|record| record.pid == parent));
     let _undisturbed = host.interrupt.undisturbed();
+    let mut pause = LOCK_PERIOD;
     // Most often nothing is left, and then the lock would only be in another's way.
     while is_left()? {
-        match Lock::take_now(host, guest) {
+        let put = match Lock::take_now(host, guest) {
             // The parent that is just dying: Linux may close its end of our input before the lock. Or somebody who puts the
             // guest right, and so makes an end of what is left.
-            Err(Error::Pair(PairError::InCare(..))) => host.interrupt.wait(&[], LOCK_PERIOD)?,
+            Err(Error::Pair(PairError::InCare(..))) => Ok(()),
             Err(error) => return Err(error),
-            Ok(_lock) if is_left()? => return put_right(host, guest),
+            Ok(_lock) if is_left()? => put_right(host, guest),
             Ok(_) => return Ok(()),
+        };
+        match put {
+            Ok(()) => {}
+            // It hangs with what it stores on: nobody knows for how long.
+            Err(error @ Error::Qmp(_)) if pause == LOCK_PERIOD => {
+                log::error!("{error}");
+                sys::let_standard_error_go()?;
+                pause = DEVICE_MODEL_PERIOD;
+            }
+            Err(Error::Qmp(_)) => {}
+            Err(error) => return Err(error),
         }
+        host.interrupt.wait(&[], pause)?;
     }
     Ok(())
 }
@@ -82,14 +99,18 @@ pub(super) fn put_right(host: &Host, guest: Domid) -> Result<(), Error> {
         let what = format!("{error}; {guest} stands still until a stub can put its memory right: {AGAIN}");
         return Err(ControlError::Failed(what).into());
     }
+    let goes_on = device_model_goes_on(host, guest, &mut record);
     if record.stands {
-        resume(host, guest, record.was_paused)?;
+        unpause(host, guest, record.was_paused)?;
         record.stands = false;
     }
-    if let Some(kib) = record.max_kib.take() {
-        host.xen.set_max_mem(guest, kib)?;
+    if let Some(room) = record.room.take() {
+        room.take_back(host, guest)?;
     }
-    match repaired {
+    if repaired.is_ok() {
+        record.repair = None;
+    }
+    match repaired.and(goes_on) {
         Ok(()) => Record::remove(host, guest),
         Err(error) => record.write(host, guest).and(Err(error)),
     }
@@ -157,10 +178,21 @@ pub(crate) fn rescue<'a>(
     Ok(stub)
 }
 
-fn resume(host: &Host, guest: Domid, was_paused: bool) -> Result<(), Error> {
-    if let Some(mut device_model) = Qmp::connect(Qmp::socket(guest))? {
-        device_model.execute("cont")?;
+fn device_model_goes_on(host: &Host, guest: Domid, record: &mut Record) -> Result<(), Error> {
+    if !record.device_model_stopped {
+        return Ok(());
     }
+    let goes_on = || match Qmp::connect(&host.interrupt, Qmp::socket(guest)) {
+        Ok(Some(mut device_model)) => device_model.go_on_if_stopped(),
+        Ok(None) => Ok(()),
+        // Nothing is left that could go on.
+        Err(QmpError::Dead(_)) => Ok(()),
+        Err(error) => Err(error),
+    };
+    Ok(record.device_model_goes_on(guest, goes_on)?)
+}
+
+fn unpause(host: &Host, guest: Domid, was_paused: bool) -> Result<(), Error> {
     if was_paused {
         log::warn!("{guest} was paused before by somebody else, and stays so: xl unpause {}", guest.raw());
     } else if host.xen.domain_info(guest)?.is_some_and(|info| info.paused) {
