@@ -6,10 +6,14 @@
 //! A short count is an outcome: what Xen has no contiguous memory for comes again one order lower, what it has no
 //! memory for at all is asked for once more, then the speculation of other regions is given back, then it is an error.
 //! A frame that cannot be mapped is tried twice. Everything else that fails ends the migration.
+//!
+//! New memory holds what another guest has left there, and what is given back goes to another guest. So a page that the
+//! stream names without contents is filled with zeroes, and a named page is filled with zeroes before it goes back.
 
 mod error;
+mod memory;
 
-use crate::plan::{Census, Outcome, Plan, Population};
+use crate::plan::{Census, Plan, Population};
 use crate::session::Use;
 use crate::stream::{BATCH_PAGES, MAX_PARAMS, Param, Run, Unbacked};
 use crate::xen::{Access, Broker, Errno, WINDOW_FRAMES, Xen};
@@ -19,9 +23,10 @@ use xen_abi::abi::{
     HVM_PARAM_CONSOLE_PFN, HVM_PARAM_IOREQ_PFN, HVM_PARAM_PAE_ENABLED, HVM_PARAM_STORE_EVTCHN,
     HVM_PARAM_STORE_PFN,
 };
-use xen_abi::types::{Domid, Gfn, Gref, Order, PAGE_SHIFT, PAGE_SIZE, Port};
+use xen_abi::types::{Domid, Gfn, Gref, PAGE_SHIFT, PAGE_SIZE, Port};
 
 pub use error::Error;
+use memory::gfns;
 
 const _: () = assert!(BATCH_PAGES <= WINDOW_FRAMES, "a batch is mapped at once");
 
@@ -89,6 +94,7 @@ pub struct Engine {
     population: Population,
     plan: Plan,
     batch: Vec<Gfn>,           // what the window holds
+    blank: Vec<Gfn>,           // pages to be filled with zeroes
     errors: Vec<i32>,          // per-frame errors of the last map
     cursor: usize,             // bytes of the batch's contents that have come
     mismatched: Option<usize>, // the last slot of the batch that was found to differ
@@ -109,6 +115,7 @@ impl Engine {
             population: Population::new(config.max_pages, nr_owned)?,
             plan: Plan::new(),
             batch: Vec::with_capacity(WINDOW_FRAMES),
+            blank: Vec::with_capacity(WINDOW_FRAMES),
             errors: alloc::vec![0; WINDOW_FRAMES],
             cursor: 0,
             mismatched: None,
@@ -130,7 +137,7 @@ impl Engine {
     pub fn run<X: Xen>(&mut self, run: Run, xen: &mut X) -> Result<(), Error> {
         match run.kind {
             Unbacked::Hole | Unbacked::Broken => self.give_back_holes(run.first, run.nr_frames, xen),
-            Unbacked::Alloc => self.populate_run(run.first, run.nr_frames, xen),
+            Unbacked::Alloc => self.populate_blank(gfns(run.first, run.nr_frames), xen),
         }
     }
 
@@ -143,7 +150,10 @@ impl Engine {
             self.tally.pass += 1;
         }
         self.last_first = pages.first().copied().unwrap_or(self.last_first);
-        self.populate(pages, xen)?;
+        match purpose {
+            Use::Fill => self.populate(pages, xen)?,
+            Use::Compare => self.populate_blank(pages.iter().copied(), xen)?,
+        }
         self.batch.clear();
         self.batch.extend_from_slice(pages);
         self.cursor = 0;
@@ -193,103 +203,8 @@ impl Engine {
         })
     }
 
-    fn populate_run<X: Xen>(&mut self, first: Gfn, nr_frames: u64, xen: &mut X) -> Result<(), Error> {
-        let end = first.checked_add(nr_frames).unwrap_or(Gfn::new(u64::MAX));
-        let mut batch = core::mem::take(&mut self.batch);
-        let mut outcome = Ok(());
-        let mut raw = first.raw();
-        while raw < end.raw() && outcome.is_ok() {
-            batch.clear();
-            batch.extend((raw..end.raw()).take(BATCH_PAGES).map(Gfn::new));
-            raw += batch.len() as u64;
-            outcome = self.populate(&batch, xen);
-        }
-        self.batch = batch;
-        outcome
-    }
-
-    fn populate<X: Xen>(&mut self, pages: &[Gfn], xen: &mut X) -> Result<(), Error> {
-        loop {
-            self.population.name(pages)?;
-            self.population.plan_pages(pages, &mut self.plan)?;
-            if self.plan.is_empty() {
-                return Ok(());
-            }
-            self.execute(xen)?;
-        }
-    }
-
-    fn give_back_holes<X: Xen>(&mut self, first: Gfn, nr_frames: u64, xen: &mut X) -> Result<(), Error> {
-        let end = first.checked_add(nr_frames).unwrap_or(Gfn::new(u64::MAX));
-        let mut next = Some(first);
-        while let Some(from) = next {
-            next = self.population.plan_holes(from, end.raw() - from.raw(), &mut self.plan);
-            self.execute(xen)?;
-        }
-        self.population.note_holes(first, nr_frames);
-        Ok(())
-    }
-
-    fn give_back_unnamed<X: Xen>(&mut self, xen: &mut X) -> Result<(), Error> {
-        let mut next = Some(Gfn::new(0));
-        while let Some(from) = next {
-            next = self.population.plan_unnamed(from, &mut self.plan);
-            self.execute(xen)?;
-        }
-        Ok(())
-    }
-
-    /// Asks Xen for what the plan says and records the answer.
-    fn execute<X: Xen>(&mut self, xen: &mut X) -> Result<(), Error> {
-        self.give_back(xen)?;
-        let mut done = [0; 3];
-        for ((order, gfns), nr_done) in self.plan.populate().into_iter().zip(&mut done) {
-            *nr_done = populate_extents(order, gfns, xen);
-        }
-        let [nr_populated_1g, nr_populated_2m, nr_populated_4k] = done;
-        let outcome = Outcome { nr_populated_1g, nr_populated_2m, nr_populated_4k };
-        self.population.commit(&self.plan, &outcome);
-        match self.plan.populate_4k.get(nr_populated_4k) {
-            Some(&gfn) => self.relieve(gfn, self.plan.populate_4k.len() - nr_populated_4k, xen),
-            None => Ok(()),
-        }
-    }
-
-    /// Makes room on a host without memory for single pages, by giving back speculation.
-    fn relieve<X: Xen>(&mut self, gfn: Gfn, nr_missing: usize, xen: &mut X) -> Result<(), Error> {
-        self.population.plan_relief(nr_missing, &mut self.plan);
-        if self.plan.is_empty() {
-            return Err(Error::NoMemory { gfn, nr_missing });
-        }
-        self.give_back(xen)?;
-        self.population.commit(&self.plan, &Outcome::default());
-        Ok(())
-    }
-
-    fn give_back<X: Xen>(&mut self, xen: &mut X) -> Result<(), Error> {
-        if self.plan.gives_back() {
-            xen.unmap(); // a mapped frame would stay allocated
-        }
-        for (order, gfns) in self.plan.give_back() {
-            let nr_done = insist(gfns, |rest| xen.decrease_reservation(order, rest));
-            self.tally.nr_given_back += nr_done as u64 * order.nr_frames();
-            if let Some(&gfn) = gfns.get(nr_done) {
-                return Err(Error::GiveBack { gfn, order });
-            }
-        }
-        Ok(())
-    }
-
     fn map<X: Xen>(&mut self, access: Access, xen: &mut X) -> Result<(), Error> {
-        let errors = &mut self.errors[..self.batch.len()];
-        xen.map(access, &self.batch, errors);
-        if errors.iter().any(|error| *error != 0) {
-            xen.map(access, &self.batch, errors);
-        }
-        match errors.iter().zip(&self.batch).find(|(error, _)| **error != 0) {
-            Some((error, &gfn)) => Err(Error::Map { gfn, errno: Errno::new(*error) }),
-            None => Ok(()),
-        }
+        map_all(access, &self.batch, &mut self.errors, xen)
     }
 
     /// Compares page by page, so that each page that differs is counted once.
@@ -365,25 +280,15 @@ impl Engine {
     }
 }
 
-/// Populates a prefix of `extents`; single pages are asked for again, larger ones have a lower order to fall back to.
-fn populate_extents<X: Xen>(order: Order, extents: &[Gfn], xen: &mut X) -> usize {
-    if order == Order::PAGE_4K {
-        insist(extents, |rest| xen.populate_physmap(order, rest))
-    } else if extents.is_empty() {
-        0
-    } else {
-        xen.populate_physmap(order, extents)
+/// Maps all of `gfns`, at the second attempt if need be; `errors` has at least as many entries.
+fn map_all<X: Xen>(access: Access, gfns: &[Gfn], errors: &mut [i32], xen: &mut X) -> Result<(), Error> {
+    let errors = &mut errors[..gfns.len()];
+    xen.map(access, gfns, errors);
+    if errors.iter().any(|error| *error != 0) {
+        xen.map(access, gfns, errors);
     }
-}
-
-/// Calls for what is left of `list` until all is done or two calls in a row do nothing; returns how many were done.
-fn insist(list: &[Gfn], mut call: impl FnMut(&[Gfn]) -> usize) -> usize {
-    let mut nr_done = 0;
-    let mut nr_idle = 0;
-    while nr_done < list.len() && nr_idle < 2 {
-        let nr_more = call(&list[nr_done..]);
-        nr_done += nr_more;
-        nr_idle = if nr_more == 0 { nr_idle + 1 } else { 0 };
+    match errors.iter().zip(gfns).find(|(error, _)| **error != 0) {
+        Some((error, &gfn)) => Err(Error::Map { gfn, errno: Errno::new(*error) }),
+        None => Ok(()),
     }
-    nr_done
 }

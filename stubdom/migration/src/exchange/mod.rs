@@ -9,6 +9,10 @@
 //! 2. [`Exchange::swap`]: look again, copy, compare, swap, confirm.
 //! 3. [`Exchange::finish`]: scrub and release the old frame, or give the new memory back after a refusal.
 //!
+//! Xen does not scrub what a living domain frees, nor what it hands out. So every frame that leaves the guest is filled with
+//! zeroes through its mapping before that ends, and what waits is filled before the guest could read it. All of that is
+//! done while the guest runs.
+//!
 //! A page alone is swapped by moving the new page over the old gfn: one call that either does it or does nothing. A
 //! superpage has to be taken away and populated anew at its place, or its entry would never be one again; so a second
 //! 2 MiB waits at the hole as insurance, a copy from which the guest gets its pages back one by one when Xen has no further
@@ -26,6 +30,7 @@ pub mod grants;
 mod page;
 mod pinned;
 mod plan;
+mod release;
 mod repair;
 mod superpage;
 mod survey;
@@ -121,8 +126,9 @@ pub struct Exchange {
     page_type: PageType,
     scratch: Vec<Gfn>, // where new pages wait that are not the guest's yet
     errors: Vec<i32>,
-    replaced: Vec<usize>, // slots of old frames that are the guest's no more
+    is_filled: bool, // what waits may hold bytes of the guest
     swapped: Option<(Outcome, Mfn)>,
+    lost: Option<Gfn>,
     lost_read_only: Option<Errno>,
 }
 
@@ -142,8 +148,9 @@ impl Exchange {
             page_type: PageType::Ram,
             scratch: Vec::with_capacity(REGION_LEN),
             errors: vec![0; 2 * REGION_LEN],
-            replaced: Vec::with_capacity(REGION_LEN),
+            is_filled: false,
             swapped: None,
+            lost: None,
             lost_read_only: None,
         };
         match exchange.prepare_with(request, xen) {
@@ -180,38 +187,14 @@ impl Exchange {
     /// Why not; unless it is [`Error::Lost`], the guest is as it was.
     pub fn swap<X: XenExchange>(&mut self, xen: &mut X) -> Result<Outcome, Error> {
         let swapped = match self.plan {
-            Plan::Page => self.swap_page(xen)?,
-            Plan::Superpage => self.swap_superpage(xen)?,
+            Plan::Page => self.swap_page(xen),
+            Plan::Superpage => self.swap_superpage(xen),
         };
-        self.swapped = Some(swapped);
-        Ok(swapped.0)
-    }
-
-    /// Cleans up; the guest runs on again. `None` when nothing was exchanged.
-    ///
-    /// # Errors
-    /// New memory cannot be given back, or Xen does not say what the target owns.
-    pub fn finish<X: XenExchange>(mut self, xen: &mut X) -> Result<Option<Report>, Error> {
-        let Some((outcome, new)) = self.swapped else {
-            self.release(xen);
-            return if self.scratch.is_empty() { Ok(None) } else { Err(DECREASE_FAILED) };
-        };
-        self.replaced.iter().for_each(|slot| xen.zero(*slot));
-        let mut held: Vec<Mfn> = self.replaced.iter().filter_map(|slot| xen.mfn(*slot)).collect();
-        self.retire(xen);
-        self.release(xen);
-        if !self.scratch.is_empty() {
-            return Err(DECREASE_FAILED);
+        if let Err(Error::Lost { gfn }) = swapped {
+            self.lost = Some(gfn);
         }
-        xen.retain_orphans(&mut held);
-        Ok(Some(Report {
-            gfn: self.gfn,
-            old: self.mfn,
-            new,
-            outcome,
-            held,
-            lost_read_only: self.lost_read_only,
-        }))
+        self.swapped = Some(swapped?);
+        Ok(swapped?.0)
     }
 
     fn prepare_with<X: XenExchange>(&mut self, request: &Request<'_>, xen: &mut X) -> Result<(), Error> {
@@ -239,9 +222,11 @@ impl Exchange {
         if let Some(error) = errors.iter().find(|error| **error != 0) {
             return Err(Error::Xen { step: Step::Map, errno: Errno::new(*error) });
         }
-        if self.plan == Plan::Superpage {
+        self.is_filled = true;
+        match self.plan {
+            Plan::Page => xen.zero(WAITING),
             // The guest may write while its pages are compared; the swap looks again.
-            let _ = self.insure(xen);
+            Plan::Superpage => drop(self.insure(xen)),
         }
         Ok(())
     }
@@ -312,31 +297,7 @@ impl Exchange {
             None => Ok(()),
         }
     }
-
-    /// Lets go of the failing frame before the others of its superpage. Xen merges what is freed with free memory beside
-    /// it and then cuts a marked frame out of the piece, which before 4.20.4 and 4.21.2 damages its allocator
-    /// (`reserve_offlined_page`, `common/page_alloc.c`); nothing is merged while the other frame of its pair is in use.
-    fn retire<X: XenExchange>(&mut self, xen: &mut X) {
-        let slot = self.replaced.iter().find(|slot| xen.mfn(**slot) == Some(self.mfn));
-        if let Some(&slot) = slot {
-            xen.unmap_at(slot);
-        }
-    }
-
-    /// Empties the window and gives back what still waits at the scratch gfns; what cannot be given back stays in the
-    /// list.
-    fn release<X: XenExchange>(&mut self, xen: &mut X) {
-        xen.unmap();
-        let is_region = self.scratch.len() == REGION_LEN;
-        if is_region && decrease(Order::PAGE_2M, &self.scratch[..1], xen) == 1 {
-            self.scratch.clear();
-        }
-        let nr_done = decrease(Order::PAGE_4K, &self.scratch, xen);
-        self.scratch.drain(..nr_done);
-    }
 }
-
-const DECREASE_FAILED: Error = Error::Xen { step: Step::Decrease, errno: Errno::ENOMEM };
 
 /// Returns the gfns of the 2 MiB region that holds `gfn`.
 fn region(gfn: Gfn) -> Vec<Gfn> {
@@ -356,17 +317,6 @@ fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
 /// Populates one extent, at the second attempt if need be.
 fn populate<X: XenExchange>(order: Order, gfn: Gfn, xen: &mut X) -> bool {
     (0..2).any(|_| xen.populate_physmap(order, &[gfn]) == 1)
-}
-
-/// Takes back a prefix of `extents`, with one more attempt after a short count.
-fn decrease<X: XenExchange>(order: Order, extents: &[Gfn], xen: &mut X) -> usize {
-    let mut nr_done = 0;
-    for _ in 0..2 {
-        if nr_done < extents.len() {
-            nr_done += xen.decrease_reservation(order, &extents[nr_done..]);
-        }
-    }
-    nr_done
 }
 
 #[cfg(test)]

@@ -31,7 +31,6 @@ impl Exchange {
             }
             if self.look(&page, xen)[0] == Some(copy) {
                 self.scratch.clear();
-                self.replaced.push(OLD);
                 return Ok(copy);
             }
         }
@@ -49,14 +48,12 @@ impl Exchange {
         let lost = Error::Lost { gfn: self.gfn };
         if self.look(&scratch, xen)[0].is_none() {
             self.scratch.clear();
-            self.replaced.push(WAITING);
         }
         if !populate(Order::PAGE_4K, self.gfn, xen) {
             return Err(lost);
         }
         let frame = self.look(&page, xen)[0].ok_or(lost)?;
         xen.copy(OLD, NEW);
-        self.replaced.push(OLD);
         if xen.equal(OLD, NEW) { Ok(frame) } else { Err(lost) }
     }
 

@@ -1,8 +1,7 @@
 //! The swap of a superpage.
 
-use super::{
-    ATTEMPTS, COPY, Error, Exchange, NEW, OLD, Outcome, REGION_LEN, Step, decrease, plan, populate, region,
-};
+use super::release::decrease;
+use super::{ATTEMPTS, COPY, Error, Exchange, NEW, OLD, Outcome, REGION_LEN, Step, plan, populate, region};
 use crate::xen::{Errno, XenExchange};
 use alloc::vec::Vec;
 use xen_abi::types::{Gfn, Mfn, Order};
@@ -24,18 +23,20 @@ impl Exchange {
     }
 
     /// Makes the pages that wait a copy of the superpage, so that nothing is lost with whoever runs this. Done before
-    /// the swap too, when the guest still writes: then only what has changed since is copied while it stands still.
+    /// the swap too, when the guest still writes: then only what has changed since is copied while it stands still. Copies
+    /// all pages, also behind one whose copy differs.
     pub(super) fn insure<X: XenExchange>(&mut self, xen: &mut X) -> Result<(), Error> {
+        let mut differing = None;
         for (offset, gfn) in region(self.gfn).into_iter().enumerate() {
             let (old, copy) = (OLD + offset, COPY + offset);
             if !xen.equal(old, copy) {
                 xen.copy(old, copy);
                 if !xen.equal(old, copy) {
-                    return Err(Error::CopyDiffers { gfn });
+                    differing = differing.or(Some(gfn));
                 }
             }
         }
-        Ok(())
+        differing.map_or(Ok(()), |gfn| Err(Error::CopyDiffers { gfn }))
     }
 
     /// Finds out what a failed decrease has left: Xen takes page after page and may stop between two.
@@ -53,7 +54,6 @@ impl Exchange {
         let pages = region(self.gfn);
         let frames = self.look_hard(&pages, xen)?;
         (0..REGION_LEN).for_each(|offset| xen.copy(COPY + offset, NEW + offset));
-        self.replaced.extend(OLD..OLD + REGION_LEN);
         let is_whole = plan::is_run(frames.iter().copied().map(Some));
         let outcome = if is_whole { Outcome::Superpage } else { Outcome::SplitSuperpage };
         Ok((outcome, frames[self.gfn.offset_in(Order::PAGE_2M)]))
@@ -74,7 +74,6 @@ impl Exchange {
         let frames = self.look_hard(&pages, xen)?;
         let copies: Vec<Option<Mfn>> = (COPY..COPY + REGION_LEN).map(|slot| xen.mfn(slot)).collect();
         let is_moved = |offset: &usize| Some(frames[*offset]) == copies[*offset];
-        self.replaced.extend(patched.iter().filter(|offset| is_moved(offset)).map(|offset| OLD + offset));
         self.scratch.extend(patched.iter().filter(|offset| !is_moved(offset)).map(|offset| waiting[*offset]));
         match patched.iter().find(|offset| !is_moved(offset)) {
             None => Ok((Outcome::SplitSuperpage, frames[bad])),

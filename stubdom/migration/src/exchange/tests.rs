@@ -2,7 +2,8 @@ use super::*;
 use crate::fake::{Call, FakeXen, Offline, Page, Pinned};
 use crate::sample::contents;
 use crate::xen::Xen;
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
+use core::cell::Cell;
 use proptest::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use xen_abi::types::Gref;
@@ -154,6 +155,74 @@ fn old_frames_are_scrubbed() {
     assert_eq!(report.held, [old]);
     assert_eq!(xen.offline_status(old), Offline::Pending);
     assert_eq!(xen.contents_of(old), [0; 4096]);
+}
+
+#[test]
+fn what_waits_shows_the_guest_nothing_of_others() {
+    for gfn in [0x2003, 700].map(Gfn::new) {
+        let mut xen = guest();
+        let exchange = Exchange::prepare(&request(xen.frame(gfn).expect("populated")), &mut xen);
+        let exchange = exchange.expect("fine");
+        for &waiting in &exchange.scratch {
+            let page = xen.page(waiting).expect("populated");
+            let original = Gfn::new(gfn.align_down(Order::PAGE_2M).raw() + waiting.raw() % 512);
+            assert!(page == [0; 4096] || Some(page) == xen.page(original), "{waiting}");
+        }
+        assert_eq!(exchange.finish(&mut xen), Ok(None));
+    }
+}
+
+/// A guest that changes what waits after the exchange was prepared; it must not own more pages than before.
+fn assert_owns_no_more(gfn: Gfn, change: impl Fn(&mut FakeXen)) {
+    for grants in [false, true] {
+        let mut xen = guest();
+        let mfn = xen.frame(gfn).expect("populated");
+        xen.offline(mfn);
+        let owned = xen.nr_owned();
+        let mut exchange = Exchange::prepare(&request(mfn), &mut xen).expect("fine");
+        xen.as_guest(&change);
+        if grants {
+            xen.granted.insert(gfn, Gref::new(9));
+        }
+        let swapped = exchange.swap(&mut xen);
+        assert!(swapped.is_err() || !grants, "{swapped:?}");
+        assert!(exchange.finish(&mut xen).is_ok());
+        assert!(xen.nr_owned() <= owned, "{} pages, {owned} before", xen.nr_owned());
+        assert!(xen.frame(SCRATCH_REGION).is_none() && xen.nr_mapped() == 0);
+    }
+}
+
+#[test]
+fn a_guest_that_gives_up_what_waits_ends_with_no_more_pages() {
+    for waiting in [0, 1, 188, 511] {
+        let hole = Gfn::new(SCRATCH_REGION.raw() + waiting);
+        assert_owns_no_more(Gfn::new(700), |xen| _ = xen.decrease_reservation(Order::PAGE_4K, &[hole]));
+    }
+    let all: Vec<Gfn> = region(SCRATCH_REGION).into_iter().step_by(2).collect();
+    assert_owns_no_more(Gfn::new(700), |xen| _ = xen.decrease_reservation(Order::PAGE_4K, &all));
+}
+
+#[test]
+fn a_guest_that_puts_its_own_page_where_one_waits_ends_with_no_more_pages() {
+    for waiting in [0, 188, 511] {
+        let place = Gfn::new(SCRATCH_REGION.raw() + waiting);
+        assert_owns_no_more(Gfn::new(700), |xen| {
+            xen.move_page(Gfn::new(0x2004), place).expect("the guest's own affair");
+        });
+    }
+}
+
+#[test]
+fn what_cannot_be_given_back_is_scrubbed_and_waits_for_the_repair() {
+    for stuck in [SCRATCH_REGION.raw() + 3, SCRATCH_REGION.raw() + 188] {
+        let mut xen = guest();
+        let (before, owned) = (memory(&xen), xen.nr_owned());
+        xen.unremovable.insert(Gfn::new(stuck));
+        assert_eq!(exchange(&mut xen, Gfn::new(700)), Err(release::DECREASE_FAILED));
+        xen.unremovable.clear();
+        assert_eq!(repair(None, Some(SCRATCH_REGION), &mut xen), Ok(()));
+        assert!(memory(&xen) == before && xen.nr_owned() == owned);
+    }
 }
 
 #[test]
@@ -316,7 +385,7 @@ fn what_the_guest_changes_meanwhile_is_found_before_anything_is_swapped() {
         let mut xen = guest();
         let mfn = xen.frame(gfn).expect("populated");
         let mut exchange = Exchange::prepare(&request(mfn), &mut xen).expect("fine");
-        change(&mut xen);
+        xen.as_guest(change);
         let before = xen.nr_owned();
         let error = exchange.swap(&mut xen).expect_err("changed");
         assert_eq!(exchange.finish(&mut xen), Ok(None));
@@ -543,6 +612,20 @@ fn a_call_that_fails_for_good_leaves_the_guest_as_it_was() {
     }
 }
 
+/// Runs a stub to its death at [`FakeXen::die_at`].
+fn die(stub: impl FnOnce()) {
+    let death = catch_unwind(AssertUnwindSafe(stub)).expect_err("the stub dies");
+    let text = death.downcast_ref::<String>().map_or("?", String::as_str);
+    assert_eq!(text, FakeXen::DEATH);
+}
+
+/// Expects that the dead stub was alone in holding bytes of the guest only while the old frames were out of it and not yet
+/// scrubbed: from the taking of a superpage to the end of the swap.
+fn assert_spilled_at_most(spilled: &[Mfn], old: &[Option<Mfn>], in_swap: bool, nr: usize) {
+    assert!(spilled.iter().all(|mfn| old.contains(&Some(*mfn))), "dead at call {nr}");
+    assert!(spilled.is_empty() || in_swap, "dead at call {nr}: {} frames", spilled.len());
+}
+
 /// Has a stub die at each call of an exchange, and another put the guest right with what dom0 knows.
 fn outlive(guest: impl Fn() -> FakeXen, gfn: Gfn) {
     let mut sound = guest();
@@ -552,29 +635,42 @@ fn outlive(guest: impl Fn() -> FakeXen, gfn: Gfn) {
         let mut xen = guest();
         let mfn = xen.frame(gfn).expect("populated");
         xen.offline(mfn);
-        let (mut asked, mut is_swapped, mut expected) = (None, false, before.clone());
+        let (in_swap, mut asked, mut is_swapped, mut expected) =
+            (Cell::new(false), None, false, before.clone());
+        let old: Vec<_> = region(gfn).into_iter().map(|gfn| xen.frame(gfn)).collect();
         xen.die_at = Some(nr);
-        let death = catch_unwind(AssertUnwindSafe(|| {
+        die(|| {
             let mut exchange = Exchange::prepare(&request(mfn), &mut xen).expect("fine");
             xen.write(gfn, b"written while the exchange was prepared");
             expected = memory_but_scratch(&xen);
             let is_whole = exchange.plan() == Plan::Superpage;
             asked = is_whole.then_some(Swapping { gfn, mfn, waiting: SCRATCH_REGION });
+            in_swap.set(true);
             exchange.swap(&mut xen).expect("fine");
+            in_swap.set(false);
             is_swapped = true;
             exchange.finish(&mut xen).expect("fine");
-        }));
-        assert!(death.is_err(), "call {nr}");
+        });
         xen.bury();
-        repair(asked.filter(|_| !is_swapped), Some(SCRATCH_REGION), &mut xen)
-            .expect("nothing fails any more");
-        assert!(memory(&xen) == expected, "dead at call {nr}");
-        assert_eq!((xen.nr_owned(), xen.nr_mapped(), xen.nr_orphans()), (owned, 0, 0), "dead at call {nr}");
+        let spilled: Vec<Mfn> = xen.spilled().collect();
+        assert_spilled_at_most(&spilled, &old, in_swap.get(), nr);
+        // Dom0 may have died too, before it could note that the swap had ended.
+        for swapping in [asked.filter(|_| !is_swapped), asked] {
+            let mut xen = xen.clone();
+            repair(swapping, Some(SCRATCH_REGION), &mut xen).expect("nothing fails any more");
+            assert!(memory(&xen) == expected, "dead at call {nr}");
+            assert_eq!(
+                (xen.nr_owned(), xen.nr_mapped(), xen.nr_orphans()),
+                (owned, 0, 0),
+                "dead at call {nr}"
+            );
+            assert!(xen.spilled().eq(spilled.iter().copied()), "dead at call {nr}");
+        }
     }
 }
 
 #[test]
-fn a_repair_in_which_a_call_fails_can_be_done_again() {
+fn a_repair_in_which_a_call_fails_or_the_stub_dies_can_be_done_again() {
     let gfn = Gfn::new(700);
     let (mut sound, before) = (guest(), memory(&guest()));
     exchange(&mut sound, gfn).expect("nothing fails");
@@ -584,8 +680,7 @@ fn a_repair_in_which_a_call_fails_can_be_done_again() {
         let mut xen = guest();
         let mfn = xen.frame(gfn).expect("populated");
         xen.die_at = Some(die_at);
-        let death = catch_unwind(AssertUnwindSafe(|| exchange(&mut xen, gfn)));
-        assert!(death.is_err(), "dead at call {die_at}");
+        die(|| _ = exchange(&mut xen, gfn));
         xen.bury();
         xen.ledger.0.clear();
         (xen, Some(Swapping { gfn, mfn, waiting: SCRATCH_REGION }))
@@ -605,6 +700,14 @@ fn a_repair_in_which_a_call_fails_can_be_done_again() {
             }
             assert!(memory(&xen) == before, "dead at call {die_at}, call {nr} of the repair");
             assert_eq!((xen.nr_orphans(), xen.nr_mapped()), (0, 0), "call {nr}");
+            let (mut xen, swapping) = left_by_the_dead(die_at);
+            let spilled: Vec<Mfn> = xen.spilled().collect();
+            xen.die_at = Some(nr);
+            die(|| _ = repair(swapping, Some(SCRATCH_REGION), &mut xen));
+            xen.bury();
+            repair(swapping, Some(SCRATCH_REGION), &mut xen).expect("nothing fails any more");
+            assert!(memory(&xen) == before, "dead at call {die_at} and at call {nr} of the repair");
+            assert!(xen.spilled().eq(spilled), "dead at call {die_at} and at call {nr} of the repair");
         }
     }
 }

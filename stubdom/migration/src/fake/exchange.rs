@@ -124,12 +124,11 @@ impl XenExchange for FakeXen {
     }
 
     fn gfn(&self, mfn: Mfn) -> Option<Gfn> {
-        self.physmap.iter().find(|(_, frame)| **frame == mfn).map(|(gfn, _)| *gfn)
+        self.machine_to_phys.get(&mfn).copied()
     }
 
     fn retain_orphans(&mut self, frames: &mut Vec<Mfn>) {
-        let is_placed = |mfn: &Mfn| self.physmap.values().any(|frame| frame == mfn);
-        frames.retain(|mfn| self.host.is_used(*mfn) && !is_placed(mfn));
+        frames.retain(|mfn| self.host.is_used(*mfn) && !self.machine_to_phys.contains_key(mfn));
     }
 
     fn move_page(&mut self, from: Gfn, to: Gfn) -> Result<(), Errno> {
@@ -138,12 +137,12 @@ impl XenExchange for FakeXen {
             if xen.physmap.contains_key(&to) && !xen.remove(to) {
                 return Err(Errno::EINVAL);
             }
-            xen.physmap.remove(&from);
+            xen.displace(from);
             xen.split(from);
             if xen.unmovable.contains(&to) {
                 return Err(Errno::ENOMEM);
             }
-            xen.physmap.insert(to, mfn);
+            xen.place(to, mfn);
             xen.page_types.remove(&to);
             Ok(())
         })

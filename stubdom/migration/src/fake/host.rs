@@ -10,18 +10,13 @@ const NR_ORDERS: usize = Order::PAGE_1G.raw() as usize + 1;
 /// Contents of a frame.
 pub type Page = [u8; PAGE_SIZE];
 
-/// A frame that is not free.
-#[derive(Clone, Debug, Default)]
-struct Frame {
-    nr_refs: u32,
-    contents: Option<Box<Page>>, // None is all zero bytes
-}
-
 /// Free lists by order, and the frames that are in use.
 #[derive(Clone, Debug)]
 pub(super) struct Host {
     free: [BTreeSet<u64>; NR_ORDERS],
-    used: BTreeMap<u64, Frame>,
+    used: BTreeMap<u64, u32>, // references of each frame that is not free
+    bytes: BTreeMap<u64, Option<Box<Page>>>, // by frame, free or not; None is all zeroes; else another guest's
+    secret: BTreeSet<u64>,                   // frames with bytes of the target that nobody else may read
     pinned: Vec<u64>,
     offlining: BTreeSet<u64>,
     offlined: BTreeSet<u64>,
@@ -45,6 +40,8 @@ impl Host {
         let mut host = Self {
             free: [const { BTreeSet::new() }; NR_ORDERS],
             used: BTreeMap::new(),
+            bytes: BTreeMap::new(),
+            secret: BTreeSet::new(),
             pinned: Vec::new(),
             offlining: BTreeSet::new(),
             offlined: BTreeSet::new(),
@@ -73,7 +70,7 @@ impl Host {
             for split in 0..order.raw() as usize {
                 self.free[split].insert(first + (1 << split));
             }
-            self.used.insert(first, Frame { nr_refs: 1, contents: None });
+            self.used.insert(first, 1);
             self.pinned.push(first);
         }
     }
@@ -85,11 +82,12 @@ impl Host {
         }
     }
 
-    /// Takes an extent from the smallest free one that holds it; each of its frames has one reference.
+    /// Takes an extent from the smallest free one that holds it; each of its frames has one reference, and holds what its
+    /// last owner has left there.
     pub(super) fn allocate(&mut self, order: Order) -> Option<Mfn> {
         let first = self.split_off(order)?;
         for mfn in first..first + order.nr_frames() {
-            self.used.insert(mfn, Frame { nr_refs: 1, contents: None });
+            self.used.insert(mfn, 1);
         }
         Some(Mfn::new(first))
     }
@@ -111,16 +109,26 @@ impl Host {
     }
 
     pub(super) fn take_ref(&mut self, mfn: Mfn) {
-        if let Some(frame) = self.used.get_mut(&mfn.raw()) {
-            frame.nr_refs += 1;
+        if let Some(nr_refs) = self.used.get_mut(&mfn.raw()) {
+            *nr_refs += 1;
         }
     }
 
     /// Drops a reference; tells whether it was the last and the frame is free now.
+    ///
+    /// Panics when the frame then holds bytes of the target: Xen scrubs only what a dying domain frees, so that the next
+    /// owner would read them.
     pub(super) fn unref(&mut self, mfn: Mfn) -> bool {
-        let Some(frame) = self.used.get_mut(&mfn.raw()) else { return false };
-        frame.nr_refs -= 1;
-        if frame.nr_refs > 0 {
+        let is_free = self.unref_unscrubbed(mfn);
+        assert!(!is_free || !self.holds_secret(mfn), "{mfn} is freed with bytes of the target in it");
+        is_free
+    }
+
+    /// The same without the check: for who cannot scrub any more.
+    pub(super) fn unref_unscrubbed(&mut self, mfn: Mfn) -> bool {
+        let Some(nr_refs) = self.used.get_mut(&mfn.raw()) else { return false };
+        *nr_refs -= 1;
+        if *nr_refs > 0 {
             return false;
         }
         self.used.remove(&mfn.raw());
@@ -155,14 +163,40 @@ impl Host {
         self.nr_cut_out
     }
 
+    /// Returns what a frame holds, free or not.
     pub(super) fn contents(&self, mfn: Mfn) -> Page {
-        let contents = self.used.get(&mfn.raw()).and_then(|frame| frame.contents.as_deref());
-        contents.copied().unwrap_or([0; PAGE_SIZE])
+        match self.bytes.get(&mfn.raw()) {
+            None => foreign(mfn),
+            Some(None) => [0; PAGE_SIZE],
+            Some(Some(page)) => **page,
+        }
     }
 
+    /// Gives the contents of a frame to be changed by the target or its stub.
     pub(super) fn contents_mut(&mut self, mfn: Mfn) -> &mut Page {
-        let frame = self.used.entry(mfn.raw()).or_default();
-        frame.contents.get_or_insert_with(|| Box::new([0; PAGE_SIZE]))
+        self.secret.insert(mfn.raw());
+        let bytes = self.bytes.entry(mfn.raw()).or_insert_with(|| Some(Box::new(foreign(mfn))));
+        bytes.get_or_insert_with(|| Box::new([0; PAGE_SIZE]))
+    }
+
+    pub(super) fn zero(&mut self, mfn: Mfn) {
+        self.bytes.insert(mfn.raw(), None);
+        self.secret.remove(&mfn.raw());
+    }
+
+    /// Notes that the guest itself gives a frame up: what it leaves there is its own affair.
+    pub(super) fn give_up(&mut self, mfn: Mfn) {
+        self.secret.remove(&mfn.raw());
+    }
+
+    fn holds_secret(&self, mfn: Mfn) -> bool {
+        self.secret.contains(&mfn.raw()) && self.contents(mfn) != [0; PAGE_SIZE]
+    }
+
+    /// Lists the free frames that hold bytes of the target.
+    pub(super) fn spilled(&self) -> impl Iterator<Item = Mfn> {
+        let secret = self.secret.iter().copied().map(Mfn::new);
+        secret.filter(|mfn| !self.is_used(*mfn) && self.holds_secret(*mfn))
     }
 
     fn is_free(&self, mfn: u64) -> bool {
@@ -178,4 +212,12 @@ impl Host {
         }
         self.free[order].insert(mfn);
     }
+}
+
+/// What another guest has left in a frame.
+fn foreign(mfn: Mfn) -> Page {
+    let mut page = *b"of another guest";
+    page[..8].iter_mut().zip(mfn.raw().to_le_bytes()).for_each(|(byte, word)| *byte ^= word | 0x80);
+    let mut bytes = page.iter().copied().cycle();
+    core::array::from_fn(|_| bytes.next().unwrap_or_default())
 }

@@ -2,7 +2,8 @@
 //!
 //! **Takes** the calls of [`Xen`] and [`Broker`]. **Gives** what Xen would answer, and afterwards everything that a test
 //! wants to look at. **Never** forgives: populating over an occupied gfn leaks the old frame, a mapped frame stays
-//! allocated, an unmapped slot cannot be written, exactly as on the real one.
+//! allocated, an unmapped slot cannot be written, exactly as on the real one. A frame that is handed out holds what its
+//! last owner left there, and a frame that is freed with bytes of the target in it ends the test.
 //!
 //! Knobs: [`FakeXen::fragment`], [`FakeXen::fail_call`], [`FakeXen::max_order`], [`FakeXen::max_extents`],
 //! [`FakeXen::unmappable`].
@@ -63,9 +64,11 @@ pub struct FakeXen {
     pub ledger: Ledger,
     host: Host,
     physmap: BTreeMap<Gfn, Mfn>,
+    machine_to_phys: BTreeMap<Mfn, Gfn>,
     superpages: BTreeSet<Gfn>, // regions that the physmap maps by one entry
     nr_owned: u64,
     window: Vec<Option<(Mfn, Access)>>,
+    is_guest: bool, // whether the calls are the guest's own
 }
 
 impl FakeXen {
@@ -90,9 +93,11 @@ impl FakeXen {
             ledger: Ledger::default(),
             host: Host::new(nr_frames),
             physmap: BTreeMap::new(),
+            machine_to_phys: BTreeMap::new(),
             superpages: BTreeSet::new(),
             nr_owned: 0,
             window: vec![None; EXCHANGE_FRAMES],
+            is_guest: false,
         }
     }
 
@@ -106,10 +111,31 @@ impl FakeXen {
         self.host.defragment();
     }
 
-    /// Ends a caller that has died: Xen lets go of all that it had mapped.
+    /// What a caller says that dies at [`FakeXen::die_at`].
+    pub const DEATH: &str = "the stub dies here";
+
+    /// Ends a caller that has died: Xen lets go of all that it had mapped. Nobody can scrub what it alone held.
     pub fn bury(&mut self) {
         self.die_at = None;
-        self.empty_window();
+        for (mfn, _) in self.window.iter_mut().filter_map(Option::take) {
+            self.nr_owned -= u64::from(self.host.unref_unscrubbed(mfn));
+        }
+    }
+
+    /// Lists the free frames that hold bytes of the target: what only a dead caller held.
+    pub fn spilled(&self) -> impl Iterator<Item = Mfn> {
+        self.host.spilled()
+    }
+
+    /// Acts as the guest, which may give its own pages up with what is in them. None of it counts as a call.
+    pub fn as_guest<T>(&mut self, act: impl FnOnce(&mut Self) -> T) -> T {
+        let (nr_calls, fail_call) = (self.ledger.0.len(), self.fail_call.take());
+        self.is_guest = true;
+        let result = act(self);
+        self.is_guest = false;
+        self.ledger.0.truncate(nr_calls);
+        self.fail_call = fail_call;
+        result
     }
 
     /// Returns how many frames of the host are free.
@@ -167,7 +193,7 @@ impl FakeXen {
 
     /// Counts a call; tells whether it is the one to fail.
     fn fails(&mut self) -> bool {
-        assert!(self.die_at != Some(self.ledger.0.len()), "the stub dies here");
+        assert!(self.die_at != Some(self.ledger.0.len()), "{}", Self::DEATH);
         if let Some((_, gfn)) = self.back_end.filter(|(nr, _)| *nr == self.ledger.0.len())
             && self.granted.contains_key(&gfn)
         {
@@ -200,7 +226,8 @@ impl FakeXen {
         for nr in 0..order.nr_frames() {
             if let (Some(gfn), Some(mfn)) = (first.checked_add(nr), mfn.checked_add(nr)) {
                 // What stood there before stays allocated, without a gfn.
-                self.physmap.insert(gfn, mfn);
+                self.displace(gfn);
+                self.place(gfn, mfn);
             }
         }
         self.nr_owned += order.nr_frames();
@@ -217,10 +244,25 @@ impl FakeXen {
         if self.unremovable.contains(&gfn) {
             return false;
         }
-        let Some(mfn) = self.physmap.remove(&gfn) else { return false };
+        let Some(mfn) = self.displace(gfn) else { return false };
         self.split(gfn);
+        if self.is_guest {
+            self.host.give_up(mfn);
+        }
         self.unref(mfn);
         true
+    }
+
+    fn place(&mut self, gfn: Gfn, mfn: Mfn) {
+        self.physmap.insert(gfn, mfn);
+        self.machine_to_phys.insert(mfn, gfn);
+    }
+
+    /// Takes the frame behind a gfn out of the physmap; nothing else happens to it.
+    fn displace(&mut self, gfn: Gfn) -> Option<Mfn> {
+        let mfn = self.physmap.remove(&gfn)?;
+        self.machine_to_phys.remove(&mfn);
+        Some(mfn)
     }
 
     /// Splits the entry of a region, if it has one of its own.
@@ -320,7 +362,7 @@ impl Xen for FakeXen {
 
     fn zero(&mut self, slot: usize) {
         let mfn = self.slot(slot, Access::Write);
-        self.host.contents_mut(mfn).fill(0);
+        self.host.zero(mfn);
     }
 
     fn mfn(&self, slot: usize) -> Option<Mfn> {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::xen::XenExchange;
 
 const GFN: [Gfn; 1] = [Gfn::new(5)];
 
@@ -29,8 +30,52 @@ fn a_mapped_frame_stays_allocated_until_it_is_unmapped() {
     xen.fill(0, 4090, b"abcdef");
     assert_eq!((errors, xen.decrease_reservation(Order::PAGE_4K, &GFN)), ([0], 1));
     assert_eq!((xen.nr_owned(), xen.nr_free(), xen.matches(0, 4090, b"abcdef")), (1, 63, true));
+    xen.zero(0);
     xen.unmap();
     assert_eq!((xen.nr_owned(), xen.nr_free()), (0, 64));
+}
+
+/// A target with a page that holds bytes of its own, and the page's frame.
+fn target_with_a_secret() -> (FakeXen, Mfn) {
+    let mut xen = FakeXen::new(64, 64);
+    xen.populate_physmap(Order::PAGE_4K, &GFN);
+    xen.write(GFN[0], b"secret");
+    let mfn = xen.frame(GFN[0]).expect("populated");
+    (xen, mfn)
+}
+
+#[test]
+#[should_panic(expected = "freed with bytes of the target in it")]
+fn freeing_a_frame_with_bytes_of_the_target_ends_the_test() {
+    target_with_a_secret().0.decrease_reservation(Order::PAGE_4K, &GFN);
+}
+
+#[test]
+#[should_panic(expected = "freed with bytes of the target in it")]
+fn moving_over_a_page_with_bytes_of_the_target_ends_the_test() {
+    let (mut xen, _) = target_with_a_secret();
+    xen.populate_physmap(Order::PAGE_4K, &[Gfn::new(6)]);
+    let _ = xen.move_page(Gfn::new(6), GFN[0]);
+}
+
+#[test]
+fn a_frame_is_handed_out_with_what_its_last_owner_left_there() {
+    let (mut xen, mfn) = target_with_a_secret();
+    assert!(xen.page(GFN[0]).expect("populated")[8..].iter().any(|byte| *byte != 0), "never all zeroes");
+    xen.as_guest(|xen| xen.decrease_reservation(Order::PAGE_4K, &GFN));
+    assert_eq!((xen.spilled().count(), xen.populate_physmap(Order::PAGE_4K, &GFN)), (0, 1));
+    assert_eq!(xen.frame(GFN[0]), Some(mfn));
+    assert!(xen.page(GFN[0]).expect("populated").starts_with(b"secret"));
+}
+
+#[test]
+fn what_only_a_dead_caller_held_is_spilled() {
+    let (mut xen, mfn) = target_with_a_secret();
+    xen.map(Access::Write, &GFN, &mut [0]);
+    xen.decrease_reservation(Order::PAGE_4K, &GFN);
+    assert_eq!(xen.spilled().count(), 0);
+    xen.bury();
+    assert!(xen.spilled().eq([mfn]));
 }
 
 #[test]

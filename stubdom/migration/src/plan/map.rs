@@ -77,6 +77,12 @@ impl Map {
         self.named[word] & bit != 0
     }
 
+    /// Lists the named gfns of an extent of at most a region.
+    pub(super) fn named(&self, extent: Gfn, nr_frames: u64) -> impl Iterator<Item = Gfn> {
+        let nr_frames = if self.region(extent).nr_named == 0 { 0 } else { nr_frames };
+        (extent.raw()..extent.raw() + nr_frames).map(Gfn::new).filter(|gfn| self.is_named(*gfn))
+    }
+
     pub(super) fn is_populated(&self, gfn: Gfn) -> bool {
         self.is_named(gfn) || self.region(gfn).shape == Shape::Whole
     }

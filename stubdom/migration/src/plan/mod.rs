@@ -123,6 +123,11 @@ impl Population {
         gfn < self.end() && self.map.is_named(gfn)
     }
 
+    /// Lists the named gfns of an extent that a plan gives back.
+    pub fn named(&self, order: Order, extent: Gfn) -> impl Iterator<Item = Gfn> {
+        self.map.named(extent, order.nr_frames())
+    }
+
     /// Returns how many pages the target owns, as far as Xen has answered.
     pub fn nr_owned(&self) -> u64 {
         self.nr_owned

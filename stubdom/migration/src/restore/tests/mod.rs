@@ -281,6 +281,50 @@ fn pages_without_contents_are_populated_and_broken_ones_are_not() {
     assert_eq!(bench.xen.nr_owned(), 2999);
     assert_eq!(report.target.census.nr_2m, 4);
     assert_eq!(bench.xen.page(Gfn::new(3)), None);
+    assert!((4..3000).all(|raw| bench.xen.page(Gfn::new(raw)) == Some([0; PAGE_SIZE])), "nothing of others");
+}
+
+#[test]
+fn a_page_that_comes_without_contents_keeps_those_that_came_before() {
+    let mut writer = Writer::begin();
+    writer.pages(&data(0..20).collect::<Vec<_>>());
+    writer.pages(&(10..30).map(|raw| Entry::Alloc(Gfn::new(raw))).collect::<Vec<_>>());
+    writer.finish(&[]);
+    let mut bench = Bench::new(1800);
+    bench.restore(&writer.bytes, 65_536).expect("sound");
+    for raw in 0..30 {
+        let expected = if raw < 20 { contents(Gfn::new(raw), 0) } else { [0; PAGE_SIZE] };
+        assert!(bench.xen.page(Gfn::new(raw)) == Some(expected), "page {raw}");
+    }
+}
+
+#[test]
+fn a_page_that_comes_only_to_be_compared_holds_zeroes() {
+    let mut writer = Writer::begin();
+    writer.pages(&data(0..20).collect::<Vec<_>>());
+    writer.record(RecordType::VERIFY, &[]);
+    writer.pages(&data(10..30).collect::<Vec<_>>());
+    writer.finish(&[]);
+    let mut bench = Bench::new(1800);
+    let report = bench.restore(&writer.bytes, 65_536).expect("sound");
+    assert_eq!(report.tally.nr_mismatches, 10);
+    assert!((20..30).all(|raw| bench.xen.page(Gfn::new(raw)) == Some([0; PAGE_SIZE])), "nothing of others");
+}
+
+#[test]
+fn what_goes_back_is_zeroed_in_batches_and_what_nobody_named_costs_nothing() {
+    let calls = |records: &[Vec<Entry>]| {
+        let mut writer = Writer::begin();
+        records.iter().for_each(|entries| writer.pages(entries));
+        writer.finish(&[]);
+        let mut bench = Bench::new(4000);
+        bench.restore(&writer.bytes, 65_536).expect("sound");
+        (bench.xen.ledger.count("map"), bench.xen.ledger.count("decrease 2M"))
+    };
+    let batch = |first: u64| data(first..first + 1024).collect::<Vec<_>>();
+    assert_eq!(calls(&[batch(0), batch(1024)]), (2, 0));
+    assert_eq!(calls(&[batch(0), batch(1024), holes(0..2048).collect()]), (2 + 2, 1));
+    assert_eq!(calls(&[data(0..1).collect(), holes(512..1024).collect()]), (1, 0), "never named");
 }
 
 #[test]
