@@ -20,6 +20,9 @@ use xen_front::ledger;
 /// Least time between two progress messages of one phase, in nanoseconds.
 const PROGRESS_NS: u64 = 200_000_000;
 
+/// What part of the heap that is free at its start may keep track of the target's pages: one in so many.
+const MAP_SHARE: usize = 2;
+
 /// Why a reception ends without a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReceiveError {
@@ -51,7 +54,7 @@ pub(crate) struct Reception {
 }
 
 impl Reception {
-    /// Gets ready for a stream; allocates all that it will need.
+    /// Gets ready for a stream; allocates all that it will need but a bounded share of the heap, for keeping track of pages.
     ///
     /// # Errors
     /// No memory for the bookkeeping.
@@ -59,6 +62,7 @@ impl Reception {
         let service = |port, domid| Service { port: Port::new(port), domid };
         let config = Config {
             max_pages: order.max_pages,
+            map_bytes: xen_front::heap::usage().1 / MAP_SHARE,
             store: service(order.store_port, order.store_domid),
             console: service(order.console_port, order.console_domid),
         };

@@ -16,7 +16,7 @@ fuzz_target!(|input: (u16, Option<u8>, &[u8])| {
     xen.fail_call = fail_call.map(usize::from);
     let mut dom0 = FakeDom0::default();
     let service = Service { port: Port::new(1), domid: Domid::DOM0 };
-    let config = Config { max_pages: MAX_PAGES, store: service, console: service };
+    let config = Config { max_pages: MAX_PAGES, map_bytes: 1 << 20, store: service, console: service };
     let Ok(mut restore) = Restore::new(config, &mut xen) else { return };
     for piece in bytes.chunks(usize::from(cut).max(1)) {
         if restore.push(piece, &mut xen, &mut dom0).is_err() {

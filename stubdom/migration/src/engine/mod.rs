@@ -51,6 +51,8 @@ pub struct Service {
 pub struct Config {
     /// The most pages that the target may own (`max_pages`), in 4 KiB pages.
     pub max_pages: u64,
+    /// How much memory the bookkeeping of its pages may take, in bytes.
+    pub map_bytes: usize,
     /// Its xenstore.
     pub store: Service,
     /// Its console.
@@ -104,7 +106,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Makes the engine of an empty target; allocates all that it will ever need.
+    /// Makes the engine of an empty target; allocates all that it will ever need but [`Config::map_bytes`], which it takes as
+    /// pages come.
     ///
     /// # Errors
     /// No memory for the bookkeeping, or Xen does not say what the target owns.
@@ -112,7 +115,7 @@ impl Engine {
         let nr_owned = xen.current_reservation().map_err(Error::Reservation)?;
         Ok(Self {
             config,
-            population: Population::new(config.max_pages, nr_owned)?,
+            population: Population::new(config.max_pages, nr_owned, config.map_bytes)?,
             plan: Plan::new(),
             batch: Vec::with_capacity(WINDOW_FRAMES),
             blank: Vec::with_capacity(WINDOW_FRAMES),

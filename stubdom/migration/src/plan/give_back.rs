@@ -15,7 +15,7 @@ impl Population {
     /// [`Population::end`] ask for nothing. [`Population::note_holes`] comes after the last.
     pub fn plan_holes(&self, first: Gfn, nr_frames: u64, plan: &mut Plan) -> Option<Gfn> {
         plan.clear();
-        let holes = self.clip(first, nr_frames);
+        let holes = clip(first, nr_frames);
         for index in regions(&holes) {
             let start = region_start(index);
             let splits_giant = self.map.giant(start) == Shape::Whole;
@@ -33,8 +33,12 @@ impl Population {
 
     /// Records that the regions with these holes cannot be superpages.
     pub fn note_holes(&mut self, first: Gfn, nr_frames: u64) {
-        for index in regions(&self.clip(first, nr_frames)) {
+        let holes = clip(first, nr_frames);
+        for index in regions(&holes) {
             let start = region_start(index);
+            if !covers_giant(&holes, start) {
+                self.map.keep_hint(start);
+            }
             if self.map.region(start).shape == Shape::Untouched {
                 self.map.shape_region(start, Shape::Split);
             }
@@ -46,11 +50,11 @@ impl Population {
     /// Returns where to go on after this plan has been carried out; `None` when it is the last.
     pub fn plan_unnamed(&self, from: Gfn, plan: &mut Plan) -> Option<Gfn> {
         plan.clear();
-        for index in region_of(from)..self.map.regions().len() {
+        for (index, region) in self.map.regions_from(region_of(from)) {
             if !plan.has_room_for_region() {
                 return Some(region_start(index));
             }
-            if self.map.regions()[index].shape == Shape::Whole {
+            if region.shape == Shape::Whole {
                 self.plan_region(index, &NOWHERE, plan);
             }
         }
@@ -85,8 +89,7 @@ impl Population {
 
     /// Returns the whole region with the fewest named pages after `last`, as that number and its index.
     fn next_victim(&self, last: Option<(u16, usize)>, below: u64) -> Option<(u16, usize)> {
-        let regions = self.map.regions().iter().enumerate();
-        let whole = regions.filter(|(_, region)| region.shape == Shape::Whole);
+        let whole = self.map.regions_from(0).filter(|(_, region)| region.shape == Shape::Whole);
         let victims = whole.map(|(index, region)| (region.nr_named, index));
         victims.filter(|victim| u64::from(victim.0) < below && Some(*victim) > last).min()
     }
@@ -94,9 +97,9 @@ impl Population {
     /// Plans to give back the regions of a giant that nobody has named, and what a hole asks for in one of them.
     fn plan_split_giant(&self, index: usize, holes: &Range<Gfn>, plan: &mut Plan) {
         let unnamed = Map::regions_of_giant(region_start(index));
-        let unnamed = unnamed.filter(|index| self.map.regions()[*index].nr_named == 0);
+        let unnamed = unnamed.filter(|index| self.map.region(region_start(*index)).nr_named == 0);
         plan.give_back_2m.extend(unnamed.map(region_start));
-        if self.map.regions()[index].nr_named > 0 {
+        if self.map.region(region_start(index)).nr_named > 0 {
             self.plan_region(index, holes, plan);
         }
     }
@@ -105,7 +108,7 @@ impl Population {
     /// region is kept, what goes back goes in 4 KiB pages.
     fn plan_region(&self, index: usize, holes: &Range<Gfn>, plan: &mut Plan) {
         let start = region_start(index);
-        let region = self.map.regions()[index];
+        let region = self.map.region(start);
         let stays = |gfn: &Gfn| self.map.is_named(*gfn) && !holes.contains(gfn);
         let gfns = (0..Order::PAGE_2M.nr_frames()).filter_map(|nr| start.checked_add(nr));
         match region.shape {
@@ -118,12 +121,19 @@ impl Population {
             }
         }
     }
+}
 
-    /// Returns what of a run lies below the end of the guest.
-    fn clip(&self, first: Gfn, nr_frames: u64) -> Range<Gfn> {
-        let end = first.checked_add(nr_frames).unwrap_or(self.end()).min(self.end());
-        first.min(end)..end
-    }
+/// Returns what of a run lies below the end of all guests.
+fn clip(first: Gfn, nr_frames: u64) -> Range<Gfn> {
+    let end = first.checked_add(nr_frames).unwrap_or(Map::end()).min(Map::end());
+    first.min(end)..end
+}
+
+/// Tells whether all of the giant that holds `gfn` is in a run.
+fn covers_giant(run: &Range<Gfn>, gfn: Gfn) -> bool {
+    let start = gfn.align_down(Order::PAGE_1G);
+    let end = start.checked_add(Order::PAGE_1G.nr_frames());
+    run.start <= start && end.is_some_and(|end| end <= run.end)
 }
 
 /// Returns the indices of the regions that `gfns` touches.

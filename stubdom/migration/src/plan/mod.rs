@@ -35,12 +35,21 @@ pub use extents::{MAX_EXTENTS, Outcome, Plan};
 /// Why there is no plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// There is no memory for the bookkeeping of so large a guest.
+    /// There is too little memory for the bookkeeping of so large a guest.
     TooLarge {
         /// The most pages that the guest may own.
         max_pages: u64,
+        /// How many bytes are missing.
+        nr_missing: u64,
     },
-    /// A page with contents past the highest gfn that a guest of this size can have.
+    /// There is no memory to keep track of the page.
+    NoMemory {
+        /// The page.
+        gfn: Gfn,
+        /// How many bytes are missing for the 1 GiB that it is in.
+        nr_missing: u64,
+    },
+    /// A page past the highest gfn that a guest can have.
     BeyondGuest {
         /// The page.
         gfn: Gfn,
@@ -59,9 +68,17 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::TooLarge { max_pages } => {
-                write!(f, "no memory to keep track of a guest of {max_pages} pages: give the stub more")
-            }
+            Self::TooLarge { max_pages, nr_missing } => write!(
+                f,
+                "no memory to keep track of a guest of {max_pages} pages: give the stub {} KiB more",
+                kib(nr_missing)
+            ),
+            Self::NoMemory { gfn, nr_missing } => write!(
+                f,
+                "no memory to keep track of {gfn}: give the stub {} KiB more, and as much for each further GiB of the guest \
+                 that has pages in it",
+                kib(nr_missing)
+            ),
             Self::BeyondGuest { gfn, end } => write!(f, "expected pages below {end}, got {gfn}"),
             Self::OverReservation { gfn, max_pages } => {
                 write!(
@@ -71,6 +88,11 @@ impl fmt::Display for Error {
             }
         }
     }
+}
+
+/// How much more memory a stub needs in which so many bytes of bookkeeping are missing: half of its heap is for that.
+fn kib(nr_missing: u64) -> u64 {
+    nr_missing.saturating_mul(2).div_ceil(1024)
 }
 
 impl core::error::Error for Error {}
@@ -97,30 +119,29 @@ pub struct Population {
 }
 
 impl Population {
-    /// Starts with no gfn populated, of a target that may own `max_pages` pages and owns `nr_owned` already.
-    ///
-    /// Takes 1/8 of a byte a page and little more: 2.3 MiB for a guest of 64 GiB.
+    /// Starts with no gfn populated, of a target that may own `max_pages` pages and owns `nr_owned` already. `nr_bytes` is how
+    /// much memory the bookkeeping may take: 34 KiB for each GiB that has pages in it.
     ///
     /// # Errors
     /// [`Error::TooLarge`].
-    pub fn new(max_pages: u64, nr_owned: u64) -> Result<Self, Error> {
+    pub fn new(max_pages: u64, nr_owned: u64, nr_bytes: usize) -> Result<Self, Error> {
         Ok(Self {
             max_pages,
             nr_owned,
-            map: Map::new(max_pages)?,
+            map: Map::new(max_pages, nr_bytes)?,
             backoff_1g: Backoff::new(),
             backoff_2m: Backoff::new(),
         })
     }
 
-    /// One past the highest gfn that can be populated: as if all of `max_pages` lay above 4 GiB, rounded up to 1 GiB.
-    pub fn end(&self) -> Gfn {
-        self.map.end()
+    /// One past the highest gfn that can be populated, whatever the guest's size: 256 TiB.
+    pub const fn end() -> Gfn {
+        Map::end()
     }
 
     /// Tells whether the stream has named `gfn` as memory of the guest.
     pub fn is_named(&self, gfn: Gfn) -> bool {
-        gfn < self.end() && self.map.is_named(gfn)
+        self.map.is_named(gfn)
     }
 
     /// Lists the named gfns of an extent that a plan gives back.
@@ -135,26 +156,27 @@ impl Population {
 
     /// Counts what is populated, by the extents that it came in.
     pub fn census(&self) -> Census {
-        let nr_1g = self.map.giants().iter().filter(|giant| **giant == Shape::Whole).count() as u64;
-        let whole = self.map.regions().iter().filter(|region| region.shape == Shape::Whole).count() as u64;
-        let split = self.map.regions().iter().filter(|region| region.shape == Shape::Split);
+        let nr_1g = self.map.nr_giants(Shape::Whole);
+        let of_shape = |shape| self.map.regions_from(0).filter(move |(_, region)| region.shape == shape);
+        let (whole, split) = (of_shape(Shape::Whole).count() as u64, of_shape(Shape::Split));
         Census {
             nr_1g,
             nr_2m: whole - nr_1g * map::GIANT_REGIONS as u64,
-            nr_4k: split.map(|region| u64::from(region.nr_named)).sum(),
+            nr_4k: split.map(|(_, region)| u64::from(region.nr_named)).sum(),
         }
     }
 
-    /// Names those of `pages` that are populated already.
+    /// Names those of `pages` that are populated already, and keeps track of the others.
     ///
     /// # Errors
-    /// [`Error::BeyondGuest`] for a gfn from [`Self::end`] on.
+    /// [`Error::BeyondGuest`] for a gfn from [`Self::end`] on, [`Error::NoMemory`].
     pub fn name(&mut self, pages: &[Gfn]) -> Result<(), Error> {
-        let end = self.end();
+        let end = Self::end();
         for &gfn in pages {
             if gfn >= end {
                 return Err(Error::BeyondGuest { gfn, end });
             }
+            self.map.keep(gfn)?;
             if self.map.is_populated(gfn) {
                 self.map.name(gfn);
             }

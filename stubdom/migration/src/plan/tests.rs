@@ -3,6 +3,9 @@ use alloc::string::{String, ToString};
 
 const LARGE: u64 = 1 << 20;
 
+/// Bookkeeping for some GiB.
+const MAP_BYTES: usize = 1 << 20;
+
 fn gfns(raws: impl IntoIterator<Item = u64>) -> Vec<Gfn> {
     raws.into_iter().map(Gfn::new).collect()
 }
@@ -23,7 +26,7 @@ struct Bench {
 
 impl Bench {
     fn new(max_pages: u64) -> Self {
-        let mut population = Population::new(max_pages, 0).expect("room");
+        let mut population = Population::new(max_pages, 0, MAP_BYTES).expect("room");
         population.backoff_1g.record(1, 0);
         population.backoff_1g.record(1, 0);
         Self { population, plan: Plan::new() }
@@ -147,7 +150,8 @@ fn what_was_never_named_goes_back_at_the_end() {
 
 #[test]
 fn a_giant_is_one_extent_and_its_first_hole_splits_it() {
-    let mut bench = Bench { population: Population::new(LARGE, 0).expect("room"), plan: Plan::new() };
+    let mut bench =
+        Bench { population: Population::new(LARGE, 0, MAP_BYTES).expect("room"), plan: Plan::new() };
     assert_eq!(bench.plan([7, 0x40001]), "populate order 18: 0x0..0x80000\n");
     bench.commit();
     assert_eq!(bench.census(), (2, 0, 0));
@@ -166,7 +170,8 @@ fn a_giant_is_one_extent_and_its_first_hole_splits_it() {
 
 #[test]
 fn a_giant_that_is_named_whole_stays() {
-    let mut bench = Bench { population: Population::new(LARGE, 0).expect("room"), plan: Plan::new() };
+    let mut bench =
+        Bench { population: Population::new(LARGE, 0, MAP_BYTES).expect("room"), plan: Plan::new() };
     for first in (0..1 << 18).step_by(1024) {
         bench.populate(first..first + 1024);
     }
@@ -248,26 +253,77 @@ fn one_success_ends_the_waiting() {
 }
 
 #[test]
-fn pages_beyond_the_guest_are_refused_and_holes_are_not() {
-    let mut population = Population::new(1000, 0).expect("room");
-    let end = population.end();
-    assert_eq!(end, Gfn::new(0x14_0000));
+fn pages_beyond_every_guest_are_refused_and_holes_are_not() {
+    let mut population = Population::new(1000, 0, MAP_BYTES).expect("room");
+    let end = Population::end();
+    assert_eq!(end, Gfn::new(1 << 36));
     assert_eq!(population.name(&[end]), Err(Error::BeyondGuest { gfn: end, end }));
+    assert_eq!(population.name(&[Gfn::new(end.raw() - 1)]), Ok(()));
     assert_eq!(population.plan_holes(end, u64::MAX >> 12, &mut Plan::new()), None);
     population.note_holes(end, 1);
 }
 
 #[test]
-fn a_guest_of_64_gib_is_kept_track_of_in_3_mib() {
-    let population = Population::new(16 << 20, 0).expect("room");
-    let nr_gfns = population.end().raw();
-    let bytes = nr_gfns / 8 + nr_gfns / 512 * size_of::<map::Region>() as u64;
-    assert!(bytes < 5 << 19, "{bytes} bytes");
+fn where_a_guests_memory_ends_does_not_depend_on_how_much_it_owns() {
+    let mut bench = Bench::new(131_328);
+    bench.populate((0..0x400).chain(0x16_bc00..0x16_be00).chain([0x100_0000]));
+    assert_eq!((bench.census(), bench.population.nr_owned()), ((0, 4, 0), 2048));
+    assert_eq!(bench.unnamed(), "give back order 0: 0x1000001..0x1000200\n");
+    assert_eq!((bench.census(), bench.population.nr_owned()), ((0, 3, 1), 1537));
 }
 
 #[test]
-fn a_guest_too_large_to_keep_track_of_is_an_error() {
-    for max_pages in [u64::MAX, 1 << 60] {
-        assert_eq!(Population::new(max_pages, 0).expect_err("too large"), Error::TooLarge { max_pages });
+fn a_guest_of_64_gib_is_kept_track_of_in_3_mib() {
+    let mut population = Population::new(16 << 20, 0, 5 << 19).expect("room");
+    for giant in 0..68 {
+        population.name(&[Gfn::new(giant << 18)]).expect("room");
     }
+}
+
+#[test]
+fn a_page_high_up_costs_no_more_than_its_own_gib() {
+    let mut population = Population::new(1000, 0, MAP_BYTES).expect("room");
+    population.name(&[Gfn::new(1 << 30)]).expect("room");
+    assert!(MAP_BYTES - population.map.nr_bytes_left() < 48 << 10, "4 TiB up");
+}
+
+#[test]
+fn a_guest_too_large_to_keep_track_of_is_an_error_that_says_what_is_missing() {
+    for max_pages in [u64::MAX, 1 << 60, 31 << 18] {
+        let error = Population::new(max_pages, 0, MAP_BYTES).expect_err("too large");
+        let Error::TooLarge { max_pages: named, nr_missing } = error else { panic!("{error}") };
+        assert_eq!(named, max_pages);
+        let enough = usize::try_from(nr_missing).ok().and_then(|nr| nr.checked_add(MAP_BYTES));
+        let is_enough = |bytes| Population::new(max_pages, 0, bytes).is_ok();
+        assert!(nr_missing > 1 << 30 || enough.is_some_and(is_enough));
+    }
+}
+
+#[test]
+fn pages_all_over_the_place_take_no_more_than_the_bookkeeping_may() {
+    let mut population = Population::new(LARGE, 0, MAP_BYTES).expect("room");
+    let page = |nr: u64| Gfn::new((nr * 7) << 18);
+    let nr_kept = (0..).take_while(|nr| population.name(&[page(*nr)]).is_ok()).count() as u64;
+    assert!((20..31).contains(&nr_kept), "{nr_kept} GiB");
+    let error = population.name(&[page(nr_kept)]).expect_err("the same again");
+    assert!(
+        matches!(error, Error::NoMemory { gfn, nr_missing } if gfn == page(nr_kept) && nr_missing > 0),
+        "{error}"
+    );
+    assert_eq!(population.name(&[page(3)]), Ok(()), "what is kept stays");
+}
+
+#[test]
+fn holes_all_over_the_place_leave_room_for_pages() {
+    let mut bench = Bench::new(LARGE);
+    for nr in 0..1000 {
+        bench.holes((nr << 18) | 5, 1);
+    }
+    assert!(bench.population.map.nr_bytes_left() >= MAP_BYTES / 2);
+    assert_eq!(bench.plan([6]), "populate order 0: 0x6..0x7\n", "a hole that is known");
+    for nr in 0..28_u64 {
+        bench.populate([(nr * 7) << 18]);
+    }
+    let (nr_1g, nr_2m, nr_4k) = bench.census();
+    assert_eq!(nr_1g + nr_2m + nr_4k, 28);
 }

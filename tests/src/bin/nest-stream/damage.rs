@@ -55,7 +55,7 @@ pub(crate) enum Damage {
     PfnReserved,
     /// A frame number beyond any guest's memory.
     PfnBeyond,
-    /// The first frame number that a guest of less than 1 GiB cannot have.
+    /// The first frame number that no guest can have.
     PfnAtEnd,
     /// A page type that does not exist.
     PageType,
@@ -221,8 +221,7 @@ fn pages(save: &SaveFile, damage: Damage) -> Result<Splice> {
         Damage::PagesReserved => Splice::over(count_at + 4, &1_u32.to_le_bytes()),
         Damage::PfnReserved => Splice::over(word_at, &(first | 1 << 55).to_le_bytes()),
         Damage::PfnBeyond => Splice::over(word_at, &(first | 1 << 45).to_le_bytes()),
-        // What the guest may own, as if all of it lay above 4 GiB, rounded up to 1 GiB.
-        Damage::PfnAtEnd => Splice::over(word_at, &0x14_0000_u64.to_le_bytes()),
+        Damage::PfnAtEnd => Splice::over(word_at, &(1_u64 << 36).to_le_bytes()),
         _ => Splice::over(word_at, &(first & !(0xf << 60) | 5 << 60).to_le_bytes()),
     })
 }

@@ -46,8 +46,8 @@ pub(super) const DAMAGES: &[(&str, Told)] = &[
     ),
     ("pages-reserved", Refused("record PAGE_DATA: expected zero in a reserved field, got 0x1")),
     ("pfn-reserved", Refused("record PAGE_DATA: expected bits 59 to 52 of a page to be zero, got 0x0080")),
-    ("pfn-beyond", Refused("record PAGE_DATA: expected pages below gfn:0x140000, got gfn:0x20000000")),
-    ("pfn-at-end", Refused("record PAGE_DATA: expected pages below gfn:0x140000, got gfn:0x140000")),
+    ("pfn-beyond", Refused("record PAGE_DATA: expected pages below gfn:0x1000000000, got gfn:0x20000000")),
+    ("pfn-at-end", Refused("record PAGE_DATA: expected pages below gfn:0x1000000000, got gfn:0x1000000000")),
     ("page-type", Refused("record PAGE_DATA: expected a type that pages have, got 0x5 for gfn:0x")),
     (
         "too-many-pages",

@@ -22,6 +22,7 @@ const PARAMS: [(u64, u64); 3] = [(1, STORE), (17, CONSOLE), (4, 1)];
 fn config(max_pages: u64) -> Config {
     Config {
         max_pages,
+        map_bytes: 1 << 20,
         store: Service { port: Port::new(1), domid: Domid::DOM0 },
         console: Service { port: Port::new(2), domid: Domid::new(5) },
     }
@@ -229,13 +230,13 @@ fn a_stream_of_version_2_restores_the_same_guest() {
 #[test]
 fn an_error_is_one_clear_line_and_stays() {
     let mut writer = Writer::begin();
-    writer.pages(&[Entry::Data(Gfn::new(1 << 30), 0)]);
+    writer.pages(&[Entry::Data(Gfn::new(1 << 40), 0)]);
     let mut bench = Bench::new(1800);
     let mut restore = Restore::new(config(1800), &mut bench.xen).expect("room");
     let error = restore.push(&writer.bytes, &mut bench.xen, &mut bench.dom0).expect_err("beyond the guest");
     assert_eq!(
         error.to_string(),
-        "stream offset 168, record PAGE_DATA: expected pages below gfn:0x140000, got gfn:0x40000000"
+        "stream offset 168, record PAGE_DATA: expected pages below gfn:0x1000000000, got gfn:0x10000000000"
     );
     assert_eq!(restore.push(&[], &mut bench.xen, &mut bench.dom0), Err(error));
     assert_eq!(restore.close(&mut bench.xen), Err(error));
@@ -325,6 +326,29 @@ fn what_goes_back_is_zeroed_in_batches_and_what_nobody_named_costs_nothing() {
     assert_eq!(calls(&[batch(0), batch(1024)]), (2, 0));
     assert_eq!(calls(&[batch(0), batch(1024), holes(0..2048).collect()]), (2 + 2, 1));
     assert_eq!(calls(&[data(0..1).collect(), holes(512..1024).collect()]), (1, 0), "never named");
+}
+
+#[test]
+fn a_guest_with_its_memory_far_apart_is_restored() {
+    let mut writer = Writer::begin();
+    writer.pages(&data(0..512).collect::<Vec<_>>());
+    writer.pages(&holes(0x8_0000..0x8_0400).collect::<Vec<_>>());
+    writer.pages(&data(0x16_bd30..0x16_be00).collect::<Vec<_>>());
+    writer.finish(&[]);
+    let mut bench = Bench::new(1024);
+    bench.restore(&writer.bytes, 65_536).expect("sound");
+    assert_eq!(bench.xen.nr_owned(), 512 + 0xd0);
+    assert!(bench.xen.gfns().all(|gfn| bench.xen.page(gfn) == Some(contents(gfn, 0))));
+}
+
+#[test]
+fn a_stream_of_pages_far_apart_ends_with_what_the_stub_is_short_of() {
+    let mut writer = Writer::begin();
+    writer.pages(&(0..1000).map(|nr| Entry::Alloc(Gfn::new(nr << 18))).collect::<Vec<_>>());
+    let mut bench = Bench::new(4000);
+    let error = bench.restore(&writer.bytes, 65_536).expect_err("too far apart").to_string();
+    let expected = "record PAGE_DATA: no memory to keep track of gfn:0x740000: give the stub";
+    assert!(error.contains(expected), "{error}");
 }
 
 #[test]
