@@ -3,6 +3,7 @@
 mod deaths;
 mod held;
 mod hvm;
+mod monitor;
 mod network;
 mod refusals;
 mod saving;

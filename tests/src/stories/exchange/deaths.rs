@@ -203,7 +203,7 @@ fn stands(stage: &Stage, guest: &str, death: &Death) -> Telling {
 }
 
 /// The guest runs, and its device model with it.
-fn runs(stage: &Stage, guest: &str) -> Telling {
+pub(super) fn runs(stage: &Stage, guest: &str) -> Telling {
     stage.sh(&format!("ask-witness {guest} ticking --timeout 30"))?;
     let said = stage.sh(&format!(
         "[ ! -S /var/run/xen/qmp-libxl-$(xl domid {guest}) ] || xl qemu-monitor-command {guest} 'info status'"
@@ -212,7 +212,7 @@ fn runs(stage: &Stage, guest: &str) -> Telling {
 }
 
 /// Waits until the guest owns, and may own, what it did.
-fn await_limits(stage: &Stage, guest: &str, before: &str) -> Telling {
+pub(super) fn await_limits(stage: &Stage, guest: &str, before: &str) -> Telling {
     stage
         .sh(&format!(
             "for i in $(seq 50); do [ \"$(nest-domain $(xl domid {guest}))\" != '{before}' ] || exit 0; sleep 0.2; done; \

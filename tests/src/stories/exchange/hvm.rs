@@ -1,6 +1,7 @@
 //! Frames of a guest with a device model.
 
 use super::deaths::{Death, another, survive};
+use super::monitor::outlive_a_slow_monitor;
 use super::refusals::expect_refusal;
 use super::state::{State, limits};
 use super::{bring_back, expect_offline, save_and_restore, some};
@@ -15,7 +16,8 @@ pub(in crate::stories) const HVM_FRAMES: Story = Story {
     proves: "frames of an HVM guest under load, its device model running, are exchanged one after another, superpages stay \
              superpages, no byte and no page is lost, and the guest can be saved and restored; what the device model shares \
              with it is refused by name and left as it was; a stub is started for one exchange where there is none; when \
-             stubctl dies while the device model is stopped both run on",
+             stubctl dies while the device model is stopped both run on, and so they do when the device model is slow to answer; a \
+             paused guest is refused",
     options: Options::default,
     tell: frames_of_an_hvm_guest,
 };
@@ -58,6 +60,8 @@ fn frames_of_an_hvm_guest(stage: &Stage) -> Telling {
     let single = by_a_new_stub(stage)?;
     survive(stage, GUEST, &Death::Stubctl(2), UNDER_A_DEATH)?;
     survive(stage, GUEST, &Death::Both(3), another(UNDER_A_DEATH, 1))?;
+    outlive_a_slow_monitor(stage, GUEST, another(UNDER_A_DEATH, 2))?;
+    paused(stage, another(UNDER_A_DEATH, 3))?;
     stage.ask(GUEST, "ticking")?;
     stage.ask(GUEST, "verify")?;
     let after = limits(stage, GUEST, "")?;
@@ -81,6 +85,15 @@ fn special(stage: &Stage) -> Telling {
     }
     before.expect_same(stage, GUEST, NR_PAGES)?;
     stage.ask(GUEST, "thaw").map(drop)
+}
+
+/// A guest that somebody has paused would never have its device model let go of an old frame.
+fn paused(stage: &Stage, gfn: u64) -> Telling {
+    let mfn = stage.sh(&format!("stubctl locate {GUEST} {gfn:#x} && xl pause {GUEST}"))?;
+    expect_refusal(stage, &mfn, "paused")?;
+    let state = stage.sh(&format!("xl list {GUEST} | awk 'NR == 2 {{ print $5 }}'"))?;
+    ensure(state.contains('p'), || format!("it is not paused any more: {state}"))?;
+    stage.sh(&format!("xl unpause {GUEST}")).map(drop)
 }
 
 /// A guest without a stub gets one for the exchange, and has none afterwards.
