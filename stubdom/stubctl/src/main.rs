@@ -11,6 +11,7 @@
 
 mod broker;
 mod byte_lock;
+mod child;
 mod cli;
 mod commands;
 mod conf;

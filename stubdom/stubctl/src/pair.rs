@@ -4,11 +4,13 @@
 //! stub behind that did not come up: [`Stub`] destroys its domain when it is dropped, until it is told to stay.
 
 use crate::byte_lock::{ByteLock, Kind};
+use crate::child::Running;
 use crate::conf::{Conf, settled_name};
-use crate::control_channel::{ControlChannel, HEARTBEAT};
+use crate::control_channel::ControlChannel;
 use crate::error::Error;
-use crate::ffi::sys;
 use crate::host::{Host, home};
+use crate::interrupt::Interrupt;
+use crate::wait::Wait;
 use crate::{net, xl_lock};
 use control::{Transport, Untrusted, nodes};
 use std::fmt;
@@ -16,8 +18,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::net::SocketAddrV6;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 use xen_abi::types::Domid;
 
 /// Most stubs of guests of one name. A guest has one; while it migrates within the host both sides have their own.
@@ -25,6 +27,12 @@ const NR_NAMES: u32 = 16;
 
 /// Longest part of a guest's name in that of its stub: `xl-NAME.log.10` and `guest-NAME.log` have to be names of files.
 const MAX_NAME_BYTES: usize = 128;
+
+/// How long xl may take for what is not waited for longer: it destroys a stub within a second.
+const COMMAND: Duration = Duration::from_secs(120);
+
+/// How often to look whether what is waited for has come.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What keeps a stub from starting.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -228,17 +236,13 @@ pub(crate) fn unlink(host: &Host, target: Domid) {
 /// It does not go.
 pub(crate) fn bury(host: &Host, target: Domid, patience: Duration) -> Result<(), Error> {
     let Some(stub) = host.domid_in(&home(target, nodes::STUB_OF_TARGET))? else { return Ok(()) };
-    let start = Instant::now();
     // Its memory may stay until this process lets go of its channel; its name is free when xenstore has lost it.
-    while host.name_of(stub)?.is_some() {
-        if start.elapsed() > patience {
-            return Err(PairError::Lingers(stub).into());
-        }
-        if start.elapsed() > patience / 4 {
-            // xl has not cleared it away by itself.
-            destroy(host, stub, target);
-        }
-        host.interrupt.wait(&[], HEARTBEAT / 10)?;
+    let is_gone = || Ok::<_, Error>(host.name_of(stub)?.is_none().then_some(()));
+    if Wait::new(&host.interrupt, patience / 4, LOOK).until(is_gone)?.is_none() {
+        // xl has not cleared it away by itself.
+        destroy(host, stub, target);
+        let gone = Wait::new(&host.interrupt, patience, LOOK).until(is_gone)?;
+        gone.ok_or(PairError::Lingers(stub))?;
     }
     host.store.remove(&home(target, nodes::STUB_OF_TARGET))?;
     Ok(())
@@ -262,16 +266,9 @@ pub(crate) fn find_or_start<'a>(
     guest: &str,
     target: Domid,
 ) -> Result<Paired<'a>, Error> {
-    let start = Instant::now();
-    let _lock = loop {
-        match ByteLock::take_now(Kind::Pairing, target.raw())? {
-            Some(lock) => break lock,
-            None if start.elapsed() > conf.start_timeout => {
-                return Err(PairError::BeingMade(target, conf.start_timeout).into());
-            }
-            None => host.interrupt.wait(&[], HEARTBEAT / 10)?,
-        }
-    };
+    let take = || Ok::<_, Error>(ByteLock::take_now(Kind::Pairing, target.raw())?);
+    let lock = Wait::new(&host.interrupt, conf.start_timeout, LOOK).until(take)?;
+    let _lock = lock.ok_or(PairError::BeingMade(target, conf.start_timeout))?;
     match find(host, target)? {
         Some(stub) => Ok(Paired::Found(stub)),
         None => Ok(Paired::Made(Stub::make(host, conf, guest, target)?)),
@@ -311,36 +308,23 @@ fn create(host: &Host, conf: &Conf, guest: &str) -> Result<Domid, Error> {
 }
 
 /// Waits for `xl create` to end; what does not end in time is killed.
-fn await_create(host: &Host, conf: &Conf, mut child: Child) -> Result<(), Error> {
-    let start = Instant::now();
-    let result = loop {
-        match child.try_wait() {
-            Ok(Some(status)) if status.success() => return Ok(()),
-            Ok(Some(_)) => break Err(PairError::Create(last_words(&mut child)).into()),
-            Ok(None) => {}
-            Err(error) => break Err(PairError::create(&error).into()),
-        }
-        if start.elapsed() >= conf.start_timeout {
-            break Err(PairError::CreateTimeout(conf.start_timeout).into());
-        }
-        if let Err(stop) = host.interrupt.wait(&[], HEARTBEAT / 10) {
-            break Err(stop.into());
-        }
-    };
-    // Both fail only when it has ended by itself.
-    let _ = child.kill();
-    let _ = child.wait();
-    result
+fn await_create(host: &Host, conf: &Conf, mut child: Running) -> Result<(), Error> {
+    let wait = Wait::new(&host.interrupt, conf.start_timeout, LOOK);
+    let ended = wait.until(|| child.ended().map_err(|error| PairError::create(&error).into()));
+    match ended {
+        Ok(Some(status)) if status.success() => return Ok(()),
+        Ok(Some(_)) => return Err(PairError::Create(cause(&child.words())).into()),
+        Ok(None) | Err(_) => child.kill(),
+    }
+    Err(ended.err().unwrap_or_else(|| PairError::CreateTimeout(conf.start_timeout).into()))
 }
 
-fn spawn_create(conf: &Conf, name: &str, handle: [u8; 16]) -> io::Result<Child> {
+fn spawn_create(conf: &Conf, name: &str, handle: [u8; 16]) -> io::Result<Running> {
     let mut command = Command::new("xl");
     command.args(["create", "-q"]).arg(&conf.config);
     // xl reads these behind the file, and the last setting counts.
     command.args(extra_settings(conf, name, handle));
-    // libxl's pipes to this process are no business of the daemon that xl leaves behind.
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    sys::unblock_termination(&mut command).spawn()
+    Running::start(&mut command)
 }
 
 /// The first of the names for a guest's stub that no domain has, and the lock that keeps it free. Mostly there is one stub, so
@@ -405,16 +389,6 @@ pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// Why a command failed, by what it wrote to standard error.
-fn last_words(child: &mut Child) -> Untrusted<String> {
-    let mut said = Vec::new();
-    if let Some(stderr) = &mut child.stderr {
-        // What cannot be read is missing from the message, no more.
-        let _ = stderr.take(8192).read_to_end(&mut said);
-    }
-    cause(&String::from_utf8_lossy(&said))
-}
-
 /// The line that names the cause: the first that speaks of a failure. What stands before it are remarks (`got a tsc mode
 /// string`), what stands behind it follows from it (`Unable to destroy guest`).
 fn cause(said: &str) -> Untrusted<String> {
@@ -427,13 +401,18 @@ fn cause(said: &str) -> Untrusted<String> {
     Untrusted::new(line.unwrap_or("it does not say why").to_owned())
 }
 
-/// Runs an xl command to its end.
+/// Runs an xl command to its end, whoever wants us to stop: it clears something away. One that takes longer than
+/// [`COMMAND`] goes on by itself.
 pub(crate) fn xl(arguments: &[&str]) -> Result<(), Untrusted<String>> {
-    let mut command = Command::new("xl");
-    command.args(arguments).stdin(Stdio::null());
-    let output = sys::unblock_termination(&mut command).output();
-    let output = output.map_err(|error| Untrusted::new(format!("cannot run xl: {error}")))?;
-    if output.status.success() { Ok(()) } else { Err(cause(&String::from_utf8_lossy(&output.stderr))) }
+    let unable = |error: io::Error| Untrusted::new(format!("cannot run xl: {error}"));
+    let mut running = Running::start(Command::new("xl").args(arguments)).map_err(unable)?;
+    let nobody = Interrupt::deaf();
+    let ended = Wait::new(&nobody, COMMAND, LOOK).until(|| Ok::<_, Error>(running.ended()?));
+    match ended.map_err(|error| Untrusted::new(error.to_string()))? {
+        Some(status) if status.success() => Ok(()),
+        Some(_) => Err(cause(&running.words())),
+        None => Err(Untrusted::new(format!("xl is not done after {} s, and goes on", COMMAND.as_secs()))),
+    }
 }
 
 #[cfg(test)]
