@@ -122,6 +122,7 @@ impl<'a> Session<'a> {
         if let Some(refused) = self.refused()? {
             return Ok((Some(self), refused));
         }
+        let owned = self.nr_owned()?;
         let whole = !arguments.check && !arguments.split;
         let scratch_region = if whole { Some(self.scratch_region()?) } else { None };
         self.care.begin(scratch_region, if whole { ROOM_PAGES } else { 0 })?;
@@ -132,7 +133,13 @@ impl<'a> Session<'a> {
                 Ok((None, step))
             }
             Ok(step) => Ok(match self.care.end() {
-                Ok(()) => (Some(self), step),
+                Ok(()) => {
+                    let nr_held = if let Step::Exchanged(exchange) = &step { exchange.nr_held } else { 0 };
+                    if let Some(text) = other_count(owned, self.nr_owned()?, nr_held) {
+                        log::warn!("{}: {text}", self.guest.name);
+                    }
+                    (Some(self), step)
+                }
                 Err(error) => {
                     log::warn!("{}: tried once more: {error}", self.guest.name);
                     (None, step)
@@ -145,6 +152,11 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Pages that the guest owns.
+    fn nr_owned(&self) -> Result<u64, Error> {
+        Ok(self.host.xen.domain_info(self.guest.domid)?.map_or(0, |info| info.tot_pages))
+    }
+
     /// Ends the session after an exchange that broke off: the stub ends it, or another in its place, whoever wants us to
     /// stop meanwhile.
     fn close(self) {
@@ -152,7 +164,9 @@ impl<'a> Session<'a> {
         let _undisturbed = host.interrupt.undisturbed();
         drop(channel);
         let closed = rescue::is_over(host, guest.domid).and_then(|is_over| {
-            if !is_over {
+            if is_over {
+                rescue::repair_once_more(host, guest.domid, &conf, care.repair())?;
+            } else {
                 succeed(stub, rescue::rescue(host, &guest, &conf, care.repair())?);
             }
             care.end()
@@ -328,6 +342,16 @@ impl<'a> Session<'a> {
     }
 }
 
+/// What to say when an exchange did not leave the guest as many pages as it had, but for old frames that somebody holds.
+fn other_count(before: u64, after: u64, nr_held: u64) -> Option<String> {
+    (after != before.saturating_add(nr_held)).then(|| {
+        format!(
+            "it owned {before} pages before the exchange, and owns {after} now, of which {nr_held} are old frames that \
+             somebody holds: its balloon has moved meanwhile, or pages of the exchange are left in it"
+        )
+    })
+}
+
 /// Has a new stub take the place of one that is gone, if that was the session's own; else it stays as that would have.
 fn succeed<'a>(old: Option<Stub<'a>>, new: Stub<'a>) -> Option<Stub<'a>> {
     match old {
@@ -381,5 +405,18 @@ fn see_swap_end(
 fn debug_abort(arguments: &OfflineArguments, step: u8) {
     if arguments.debug_abort == Some(step) {
         std::process::abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_held_frames_may_make_a_guest_own_more_than_before() {
+        assert_eq!(other_count(65_536, 65_536, 0), None);
+        assert_eq!(other_count(65_536, 65_537, 1), None);
+        assert!(other_count(65_536, 66_047, 0).unwrap().contains("and owns 66047 now"));
+        assert!(other_count(65_536, 65_535, 0).is_some());
     }
 }

@@ -167,15 +167,28 @@ pub(crate) fn rescue<'a>(
     log::warn!("the stub of {} is gone: starting another to put the guest right", guest.name);
     pair::bury(host, guest.domid, conf.start_timeout)?;
     let stub = Stub::start(host, conf, guest.name.raw(), guest.domid)?;
-    let mut channel = stub.greet(conf)?;
+    put_right_by(&mut stub.greet(conf)?, repair)?;
+    Ok(stub)
+}
+
+/// Has the stub whose exchange is over look once more for what that has left: nobody heard how it ended.
+///
+/// # Errors
+/// It failed, or somebody else talks to it.
+pub(crate) fn repair_once_more(host: &Host, guest: Domid, conf: &Conf, repair: Repair) -> Result<(), Error> {
+    let Some(stub) = pair::find(host, guest)? else { return Ok(()) };
+    let timeout = conf.stall_timeout;
+    put_right_by(&mut ControlChannel::open_paired(host, stub, guest, timeout, timeout)?, repair)
+}
+
+fn put_right_by(channel: &mut ControlChannel<'_>, repair: Repair) -> Result<(), Error> {
     channel.send(&ToStub::Repair(repair))?;
     let done = channel.wait("Done for Repair", |message| match message {
         FromStub::Done => Some(Ok(())),
         FromStub::NotExchanged { text, .. } => Some(Err(text.to_string())),
         _ => None,
     })?;
-    done.map_err(ControlError::Failed)?;
-    Ok(stub)
+    Ok(done.map_err(ControlError::Failed)?)
 }
 
 fn device_model_goes_on(host: &Host, guest: Domid, record: &mut Record) -> Result<(), Error> {
