@@ -32,19 +32,19 @@ pub(crate) enum Command {
     Status(StatusArguments),
     /// Start a stub for a running guest and pair them
     Attach {
-        /// Name or number of the guest
+        /// Name or number of the guest; name:7 is the guest that is called 7
         guest: String,
     },
     /// End a guest's stub; the guest runs on
     Detach {
-        /// Name or number of the guest
+        /// Name or number of the guest; name:7 is the guest that is called 7
         guest: String,
     },
     /// Survey a guest's memory: which 2 MiB regions are one run of machine memory
     Map(MapArguments),
     /// Tell which machine frames stand behind pages of a guest
     Locate {
-        /// Name or number of the guest
+        /// Name or number of the guest; name:7 is the guest that is called 7
         guest: String,
         /// Guest frame numbers, decimal or 0x...
         #[arg(required = true, value_parser = frame_number)]
@@ -176,7 +176,7 @@ pub(crate) struct StatusArguments {
 /// What to survey.
 #[derive(Args, Debug)]
 pub(crate) struct MapArguments {
-    /// Name or number of the guest
+    /// Name or number of the guest; name:7 is the guest that is called 7
     pub(crate) guest: String,
     /// JSON, with one letter for each 2 MiB region: S superpage, s small pages, p partial, . hole
     #[arg(long)]

@@ -67,12 +67,13 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Looks a guest up by name, or by number when no guest has that name.
+    /// Looks a guest up by what an operator calls it.
     pub(crate) fn find(host: &Host, wanted: &str) -> Result<Self, Error> {
-        let by_number = || wanted.parse().ok().map(Domid::new);
-        let domid = host.domid_of(wanted)?.or_else(by_number);
         let no_guest = || PairError::NoGuest(wanted.to_owned());
-        let domid = domid.ok_or_else(no_guest)?;
+        let domid = match Wanted::parse(wanted) {
+            Wanted::Number(domid) => domid.ok_or_else(no_guest)?,
+            Wanted::Name(name) => host.domid_of(name)?.ok_or_else(no_guest)?,
+        };
         let info = host.xen.domain_info(domid)?.ok_or_else(no_guest)?;
         if !info.hvm {
             return Err(PairError::NotHvm(domid).into());
@@ -83,6 +84,26 @@ impl Guest {
     /// Its configuration; an operator who asks for a stub by name needs no file.
     pub(crate) fn conf(&self) -> Result<Conf, Error> {
         Ok(Conf::find(Path::new(DIRECTORY), self.name.raw())?.unwrap_or_default())
+    }
+}
+
+/// What an operator calls a guest.
+#[derive(Debug, PartialEq, Eq)]
+enum Wanted<'a> {
+    /// A number; `None`: no domain can have it.
+    Number(Option<Domid>),
+    Name(&'a str),
+}
+
+impl<'a> Wanted<'a> {
+    /// Digits are a number, whatever guests are called, as to xl (`libxl_domain_qualifier_to_domid`): a guest's name may come
+    /// with its stream, and must not stand for another guest's number. Behind `name:` all is a name.
+    fn parse(wanted: &'a str) -> Self {
+        if let Some(name) = wanted.strip_prefix("name:") {
+            return Self::Name(name);
+        }
+        let is_number = !wanted.is_empty() && wanted.bytes().all(|byte| byte.is_ascii_digit());
+        if is_number { Self::Number(wanted.parse().ok().map(Domid::new)) } else { Self::Name(wanted) }
     }
 }
 
@@ -126,4 +147,20 @@ fn shut_down(host: &Host, conf: &Conf, stub: Domid) -> Result<bool, Error> {
     let is_gone = || Ok::<_, Error>(host.store.read(&home(stub, "domid"))?.is_none().then_some(()));
     let gone = Wait::new(&host.interrupt, SHUTDOWN, LOOK).until(is_gone)?;
     Ok(gone.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_are_a_number_and_a_guest_of_such_a_name_is_reached_all_the_same() {
+        assert_eq!(Wanted::parse("7"), Wanted::Number(Some(Domid::new(7))));
+        assert_eq!(Wanted::parse("70000"), Wanted::Number(None));
+        assert_eq!(Wanted::parse("name:7"), Wanted::Name("7"));
+        assert_eq!(Wanted::parse("name:name:7"), Wanted::Name("name:7"));
+        for name in ["db", "7b", "-7", "+7", "0x7", "\u{667}", ""] {
+            assert_eq!(Wanted::parse(name), Wanted::Name(name));
+        }
+    }
 }

@@ -176,6 +176,14 @@ pub(crate) struct DomainInfo {
     pub(crate) cpu_ns: u64,
 }
 
+#[cfg(test)]
+impl DomainInfo {
+    /// A running PV domain without memory.
+    pub(crate) fn example() -> Self {
+        GetDomainInfo::default().into()
+    }
+}
+
 /// An open interface to the hypervisor.
 pub(crate) struct Xenctrl {
     handle: NonNull<XcInterface>,
