@@ -30,6 +30,7 @@ mod offline;
 mod packaged;
 mod pages;
 mod pair;
+mod program;
 mod pv_exchange;
 mod pv_suspend;
 mod qmp;

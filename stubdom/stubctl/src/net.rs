@@ -4,6 +4,7 @@
 //! joins the bridge to anything else: only stubs and dom0 are on it, and a stub that receives cannot reach the others. (A vif
 //! that somebody plugs anew when the stub has restored is not kept apart: nobody is there to see it.)
 
+use crate::program;
 use control::Untrusted;
 use std::fmt;
 use std::fs;
@@ -128,7 +129,7 @@ fn ip(arguments: &[&str]) -> Result<(), NetError> {
         let said = Untrusted::new(said.to_owned());
         NetError::Ip { arguments: arguments.join(" "), said }
     };
-    let output = Command::new("ip").args(arguments).stdin(Stdio::null()).output();
+    let output = Command::new(program::system("ip")).args(arguments).stdin(Stdio::null()).output();
     let output = output.map_err(|error| failed(&error.to_string()))?;
     if output.status.success() {
         return Ok(());

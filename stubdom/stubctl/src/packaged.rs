@@ -3,6 +3,8 @@
 //! **Takes** the command line that libxl gave. **Gives** this process to the packaged helper, descriptors and all.
 //! **Never** calls itself, however it was installed.
 
+use crate::ffi::sys;
+use crate::program;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
@@ -14,9 +16,6 @@ use std::process::Command;
 
 /// Set for the packaged helper, so that two programs that both pass on to each other end with a message.
 const GUARD: &str = "STUBCTL_PASSED_ON";
-
-/// Where distributions put it, behind the directory of the running Xen version.
-const DIRECTORIES: [&str; 3] = ["/usr/lib/xen/bin", "/usr/libexec/xen/bin", "/usr/local/lib/xen/bin"];
 
 /// dpkg-divert's name for the packaged one first: where it exists, the plain name is ours.
 const NAMES: [&str; 2] = ["libxl-save-helper.distrib", "libxl-save-helper"];
@@ -62,12 +61,20 @@ pub(crate) fn exec(arguments: &[OsString]) -> PackagedError {
     if std::env::var_os(GUARD).is_some() {
         return PackagedError::Loop;
     }
-    let directories = directories();
+    let directories = program::xen_directories();
     let Some(file) = find(&directories, Path::new("/proc/self/exe")) else {
         return PackagedError::NotFound { looked_in: directories };
     };
-    let error = Command::new(&file).args(arguments).env(GUARD, "1").exec();
+    let error = command(&file, arguments).exec();
     PackagedError::Exec { file, error }
+}
+
+/// The packaged helper, as libxl would have started it: libxl ends it by SIGTERM.
+fn command(file: &Path, arguments: &[OsString]) -> Command {
+    let mut command = Command::new(file);
+    command.args(arguments).env(GUARD, "1");
+    sys::unblock_termination(&mut command);
+    command
 }
 
 /// The first helper there is that is not `ours`.
@@ -82,19 +89,20 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
     identity(a).is_some_and(|a| Some(a) == identity(b))
 }
 
-/// The directory of the running hypervisor's version first: several may be installed.
-fn directories() -> Vec<PathBuf> {
-    let version = |part| fs::read_to_string(format!("/sys/hypervisor/version/{part}"));
-    let running = match (version("major"), version("minor")) {
-        (Ok(major), Ok(minor)) => Some(format!("/usr/lib/xen-{}.{}/bin", major.trim(), minor.trim())),
-        _ => None,
-    };
-    running.into_iter().map(PathBuf::from).chain(DIRECTORIES.iter().map(PathBuf::from)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn the_packaged_helper_can_be_ended_by_a_signal() {
+        let _blocked = sys::termination_fd().unwrap();
+        for (name, number) in [("INT", libc::SIGINT), ("TERM", libc::SIGTERM)] {
+            let script = ["-c".into(), format!("kill -{name} $$; exit 7").into()];
+            let ended = command(Path::new("/bin/sh"), &script).status().unwrap();
+            assert_eq!(ended.signal(), Some(number));
+        }
+    }
 
     #[test]
     fn the_diverted_helper_comes_before_ours_under_its_name() {

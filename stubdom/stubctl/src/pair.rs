@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::host::{Host, home};
 use crate::interrupt::Interrupt;
 use crate::wait::Wait;
-use crate::{net, xl_lock};
+use crate::{net, program, xl_lock};
 use control::{Transport, Untrusted, nodes};
 use std::fmt;
 use std::fs::File;
@@ -320,7 +320,7 @@ fn await_create(host: &Host, conf: &Conf, mut child: Running) -> Result<(), Erro
 }
 
 fn spawn_create(conf: &Conf, name: &str, handle: [u8; 16]) -> io::Result<Running> {
-    let mut command = Command::new("xl");
+    let mut command = Command::new(program::xl());
     command.args(["create", "-q"]).arg(&conf.config);
     // xl reads these behind the file, and the last setting counts.
     command.args(extra_settings(conf, name, handle));
@@ -405,7 +405,7 @@ fn cause(said: &str) -> Untrusted<String> {
 /// [`COMMAND`] goes on by itself.
 pub(crate) fn xl(arguments: &[&str]) -> Result<(), Untrusted<String>> {
     let unable = |error: io::Error| Untrusted::new(format!("cannot run xl: {error}"));
-    let mut running = Running::start(Command::new("xl").args(arguments)).map_err(unable)?;
+    let mut running = Running::start(Command::new(program::xl()).args(arguments)).map_err(unable)?;
     let nobody = Interrupt::deaf();
     let ended = Wait::new(&nobody, COMMAND, LOOK).until(|| Ok::<_, Error>(running.ended()?));
     match ended.map_err(|error| Untrusted::new(error.to_string()))? {

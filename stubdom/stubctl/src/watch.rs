@@ -13,6 +13,7 @@ use crate::cli::{OfflineArguments, WatchArguments};
 use crate::error::Error;
 use crate::host::{Host, say};
 use crate::offline::Offliner;
+use crate::program;
 use crate::verdict::{Kind, Verdict};
 use ledger::{Fate, Ledger, Report};
 use std::fs;
@@ -79,8 +80,11 @@ impl Watch<'_> {
             }
         }
         if let Some(command) = &self.arguments.command {
-            let output =
-                Command::new("timeout").args(COMMAND_PATIENCE).args(["sh", "-c", command]).output()?;
+            let output = Command::new(program::system("timeout"))
+                .args(COMMAND_PATIENCE)
+                .arg(program::system("sh"))
+                .args(["-c", command])
+                .output()?;
             if !output.status.success() {
                 log::warn!(
                     "`{command}` ended with {} (124: too slow): its output is not used",
