@@ -169,7 +169,7 @@ fn restore(stage: &Stage, guest: &str, file: &str, way: Way) -> Telling<Round> {
     stage.sh(&conf)?;
     let mut round = Round::take(stage, &format!("{environment}xl restore -p {file}"))?;
     if way != Way::Stock {
-        round.read_report(&stage.sh(&format!("cat /var/lib/xen-stubdom/{guest}.json"))?)?;
+        round.read_report(&stage.sh(&format!("cat /var/lib/xen-stubdom/reports/{guest}.json"))?)?;
     }
     stage.sh(&format!("xl destroy {guest}"))?;
     stage.expect_alone()?;

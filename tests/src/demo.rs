@@ -171,7 +171,7 @@ fn exchange(stage: &Stage, guest: &str, clock: &Clock) -> Telling<Exchanged> {
 }
 
 fn stub_report(stage: &Stage, guest: &str) -> Telling<Value> {
-    let text = stage.sh(&format!("cat /var/lib/xen-stubdom/{guest}.json"))?;
+    let text = stage.sh(&format!("cat /var/lib/xen-stubdom/reports/{guest}.json"))?;
     let report: Value = serde_json::from_str(&text).doing("reading stubctl's report")?;
     ensure(report["restored"] == true, || format!("stubctl's report does not tell of a restore: {report}"))?;
     Ok(report["stub"].clone())

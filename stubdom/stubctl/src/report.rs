@@ -1,7 +1,9 @@
 //! What a restore took: seconds by phase, bytes, superpages, hypercalls; as a JSON file for each guest.
 //!
-//! **Takes** laps and the stub's own report. **Gives** `/var/lib/xen-stubdom/NAME.json`, replaced whole. **Never**
+//! **Takes** laps and the stub's own report. **Gives** `/var/lib/xen-stubdom/reports/NAME.json`, replaced whole. **Never**
 //! fails a restore: a report that cannot be written is a warning.
+
+mod files;
 
 use crate::conf::settled_name;
 use crate::error::Error;
@@ -9,13 +11,12 @@ use crate::ffi::sys;
 use crate::text;
 use control::{Phase, Progress, Report, Stage, Untrusted};
 use serde_json::{Map, Value, json};
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 use xen_abi::types::Gfn;
 
-const DIRECTORY: &str = "/var/lib/xen-stubdom";
+/// Guests choose the names in it, so nothing else lies here.
+const DIRECTORY: &str = "/var/lib/xen-stubdom/reports";
 
 /// What the stub gave back.
 pub(crate) struct Outcome {
@@ -176,7 +177,7 @@ impl Account {
 
     fn write(&self, value: &Value) {
         if let Err(error) =
-            replace(Path::new(DIRECTORY), self.guest.raw(), &(text::pretty_json(value) + "\n"))
+            files::replace(Path::new(DIRECTORY), self.guest.raw(), &(text::pretty_json(value) + "\n"))
         {
             log::warn!("cannot write the report of {} to {DIRECTORY}: {error}", self.guest);
         }
@@ -229,26 +230,6 @@ fn summary(report: &Report, took: Duration) -> String {
         report.nr_superpages_2m,
         report.nr_pages_4k
     )
-}
-
-/// Writes a file beside the old one and takes its place, so that a reader never sees half of it; nothing stays beside it.
-fn replace(directory: &Path, guest: &str, text: &str) -> io::Result<()> {
-    let file = file_of(directory, guest);
-    let new = file.with_extension(format!("json.{}", std::process::id()));
-    fs::create_dir_all(directory)?;
-    let replaced = fs::write(&new, text).and_then(|()| fs::rename(&new, &file));
-    if replaced.is_err() {
-        // The error that is told is the first; what was not even created is not there to remove.
-        let _ = fs::remove_file(&new);
-    }
-    replaced
-}
-
-/// The guest's name came with its stream: what is no plain file name is made one.
-fn file_of(directory: &Path, guest: &str) -> PathBuf {
-    let plain: String = guest.chars().map(|c| if c == '/' || c == '\0' { '_' } else { c }).collect();
-    let plain = if plain.starts_with('.') { format!("_{plain}") } else { plain };
-    directory.join(format!("{plain}.json"))
 }
 
 #[cfg(test)]
@@ -314,21 +295,5 @@ mod tests {
         assert_eq!(report["stub_cpu_seconds_by_phase"], expected);
         assert_eq!(report["last_pass"]["stub_cpu_seconds"], 0.25);
         assert!(report["stubctl_cpu_seconds_by_phase"]["memory"].is_f64());
-    }
-
-    #[test]
-    fn a_report_that_cannot_take_its_place_leaves_nothing_beside_it() {
-        let directory = std::env::temp_dir().join(format!("stubctl-report-{}", std::process::id()));
-        fs::create_dir_all(directory.join("db.json")).unwrap(); // no file takes a directory's place
-        assert!(replace(&directory, "db", "{}").is_err());
-        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
-        fs::remove_dir_all(&directory).unwrap();
-    }
-
-    #[test]
-    fn a_guests_name_stays_in_the_directory() {
-        let directory = Path::new("/var/lib/x");
-        assert_eq!(file_of(directory, "../../etc/db"), directory.join("_.._.._etc_db.json"));
-        assert_eq!(file_of(directory, "db.1"), directory.join("db.1.json"));
     }
 }

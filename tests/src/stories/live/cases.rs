@@ -116,10 +116,10 @@ pub(super) const CASES: &[Case] = &[
     moves(
         "no room for the report",
         "headers",
-        "mkdir -p /var/lib/xen-stubdom; mount -t tmpfs -o size=4k none /var/lib/xen-stubdom; \
-         dd if=/dev/zero of=/var/lib/xen-stubdom/full bs=4k count=1 2>/dev/null",
+        "mkdir -p /var/lib/xen-stubdom/reports; mount -t tmpfs -o size=4k none /var/lib/xen-stubdom/reports; \
+         dd if=/dev/zero of=/var/lib/xen-stubdom/reports/full bs=4k count=1 2>/dev/null",
         "cannot write the report",
-        "! ls /var/lib/xen-stubdom/*.json.* 2>/dev/null; code=$?; umount /var/lib/xen-stubdom; exit $code",
+        "! ls /var/lib/xen-stubdom/reports/*.json.* 2>/dev/null; code=$?; umount /var/lib/xen-stubdom/reports; exit $code",
     ),
     Case {
         name: "relay and receiver killed in memory",

@@ -70,8 +70,9 @@ fn compare_guest(stage: &Stage, guest: &str, rounds: u32) -> Telling {
 
 /// What the stub and stubctl ran in the last pass and behind it, by stubctl's report.
 fn ran(stage: &Stage, guest: &str) -> Telling<[String; 2]> {
-    let report: Value = serde_json::from_str(&stage.sh(&format!("cat /var/lib/xen-stubdom/{guest}.json"))?)
-        .doing("reading stubctl's report")?;
+    let report: Value =
+        serde_json::from_str(&stage.sh(&format!("cat /var/lib/xen-stubdom/reports/{guest}.json"))?)
+            .doing("reading stubctl's report")?;
     let milliseconds = |who: &str| -> Telling<String> {
         let last_pass = report["last_pass"][format!("{who}_cpu_seconds")].as_f64();
         let last_pass = last_pass.ok_or_else(|| Stop::Failure(format!("no time of {who} in {report}")))?;
