@@ -4,7 +4,7 @@ use crate::error::EXIT_CODES;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::time::Duration;
-use xen_abi::types::Mfn;
+use xen_abi::types::{Mfn, PAGE_SHIFT};
 
 const INSTALL: &str = "\
 As libxl's save helper, for one command:
@@ -56,6 +56,9 @@ pub(crate) enum Command {
     Pages(PagesArguments),
     /// Take pages out of use when they have had enough corrected errors; runs until it is ended
     Watch(WatchArguments),
+    /// Take the frames out of use that a watch names on standard input
+    #[command(hide = true)]
+    Retire,
     /// Wait for the stubctl that started this to end, then put the guest right
     #[command(hide = true)]
     Guard {
@@ -66,11 +69,18 @@ pub(crate) enum Command {
     },
 }
 
+/// Where Linux in dom0 hands on the machine checks that it has from Xen.
+pub(crate) const MCELOG: &str = "/dev/mcelog";
+
+const REPORTS: &str = "\
+A report is a line `[page|address] 0xNUMBER [COUNT]`: a frame number or a physical address, and how many errors are new (1 when
+it is missing or 0). A number without a word before it is an address. `#` starts a comment.";
+
 /// Where errors are reported, and how many are enough.
 #[derive(Args, Debug)]
-#[group(id = "sources", required = true, multiple = true, args = ["spool", "file", "command"])]
+#[command(after_help = REPORTS)]
 pub(crate) struct WatchArguments {
-    /// Directory whose files hold reports; each is deleted once it is counted
+    /// Directory whose files hold reports; each is deleted once it is counted. It is made if there is none
     #[arg(long)]
     pub(crate) spool: Option<PathBuf>,
     /// File to which reports are appended
@@ -79,15 +89,22 @@ pub(crate) struct WatchArguments {
     /// Command whose output is reports; run by sh every interval
     #[arg(long)]
     pub(crate) command: Option<String>,
+    /// Device with the machine checks of Xen, or "off"; read where it is there by default (/dev/mcelog)
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) mcelog: Option<PathBuf>,
     /// Corrected errors of a page that take it out of use
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) threshold: u64,
     /// Seconds between two looks
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) interval_s: u64,
-    /// Seconds after which a frame that was refused for the moment only (guest being saved, no memory) is tried again
-    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    /// Seconds after which a frame is tried again whose refusal may pass by itself; each further wait for the same reason is
+    /// twice as long, up to 1,024 times
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) retry_s: u64,
+    /// Seconds that the frames of all guests wait for one guest that does not answer
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) patience_s: u64,
     /// What is known, kept across restarts
     #[arg(long, default_value = "/var/lib/xen-stubdom/watch.json")]
     pub(crate) state: PathBuf,
@@ -104,11 +121,14 @@ impl WatchArguments {
 }
 
 /// Which frames, and how.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub(crate) struct OfflineArguments {
     /// Machine frame numbers (address divided by 4096), decimal or 0x...
     #[arg(required = true, value_parser = frame_number)]
     pub(crate) mfns: Vec<u64>,
+    /// The numbers are physical addresses
+    #[arg(long)]
+    pub(crate) address: bool,
     /// Tell whether it would work; change nothing
     #[arg(long)]
     pub(crate) check: bool,
@@ -136,12 +156,10 @@ pub(crate) struct OfflineArguments {
 }
 
 impl OfflineArguments {
-    /// One frame, nothing special.
-    pub(crate) fn of(mfn: Mfn) -> Self {
-        let mfns = vec![mfn.raw()];
-        let [check, json, keep, split, careless] = [false; 5];
-        let (debug_stub_panic, debug_abort, debug_ask) = (None, None, None);
-        Self { mfns, check, json, keep, split, careless, debug_stub_panic, debug_abort, debug_ask }
+    /// The frames that are named.
+    pub(crate) fn frames(&self) -> Vec<Mfn> {
+        let shift = if self.address { PAGE_SHIFT } else { 0 };
+        self.mfns.iter().map(|number| Mfn::new(number >> shift)).collect()
     }
 }
 
@@ -184,4 +202,23 @@ pub(crate) struct MapArguments {
     /// Keep the stub when there was none before
     #[arg(long)]
     pub(crate) keep: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(line: &[&str]) -> Vec<Mfn> {
+        let line = ["stubctl", "offline"].iter().chain(line);
+        match Cli::parse_from(line).command {
+            Command::Offline(arguments) => arguments.frames(),
+            other => panic!("expected offline, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn offline_takes_frame_numbers_and_addresses_if_they_are_called_so() {
+        assert_eq!(frames(&["0x1234", "5"]), [Mfn::new(0x1234), Mfn::new(5)]);
+        assert_eq!(frames(&["--address", "0x1234abc", "8192"]), [Mfn::new(0x1234), Mfn::new(2)]);
+    }
 }

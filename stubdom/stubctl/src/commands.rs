@@ -43,7 +43,12 @@ fn run(command: &Command) -> Result<ExitCode, Error> {
     if matches!(command, Command::Status(_) | Command::Map(_) | Command::Locate { .. } | Command::Pages(_)) {
         sys::end_with_reader();
     }
-    let host = Host::open(Interrupt::new()?)?;
+    let interrupt = match command {
+        // The watch that it works for is its parent.
+        Command::Retire => Interrupt::of_helper()?,
+        _ => Interrupt::new()?,
+    };
+    let host = Host::open(interrupt)?;
     match command {
         Command::Status(arguments) => status::run(&host, arguments),
         Command::Attach { guest } => attach(&host, guest),
@@ -53,6 +58,7 @@ fn run(command: &Command) -> Result<ExitCode, Error> {
         Command::Offline(arguments) => return offline::run(&host, arguments),
         Command::Pages(arguments) => pages::run(&host, arguments),
         Command::Watch(arguments) => watch::run(&host, arguments),
+        Command::Retire => watch::worker::run(&host),
         Command::Guard { domid, parent } => standstill::rescue::guard(&host, Domid::new(*domid), *parent),
     }
     .map(|()| ExitCode::SUCCESS)

@@ -33,14 +33,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
-use xen_abi::types::{Domid, Mfn};
+use xen_abi::types::{Domid, Mfn, PAGE_SHIFT};
 
 /// Takes all frames offline; gives the exit code of the worst verdict.
 pub(crate) fn run(host: &Host, arguments: &OfflineArguments) -> Result<ExitCode, Error> {
     let mut offliner = Offliner::new(host, arguments.clone())?;
     let mut worst = 0;
-    let mfns: Vec<Mfn> = arguments.mfns.iter().copied().map(Mfn::new).collect();
-    offliner.offline_all(&mfns, |verdict| {
+    offliner.offline_all(&arguments.frames(), |verdict| {
         worst = worst.max(verdict.kind.exit_code());
         say(&if arguments.json { text::json(&verdict.json()) } else { verdict.to_string() });
     })?;
@@ -84,6 +83,11 @@ impl<'a> Offliner<'a> {
         Ok(Self { host, arguments, sessions: HashMap::new(), careful })
     }
 
+    /// From here on, exchanges frames alone, not with their superpages.
+    pub(crate) fn split(&mut self, is_split: bool) {
+        self.arguments.split = is_split;
+    }
+
     /// Deals with frames and tells of each: those of PV guests last, all of one guest in one suspension. What fails at one
     /// frame is told of that frame.
     ///
@@ -116,7 +120,7 @@ impl<'a> Offliner<'a> {
     fn begin(&mut self, mfn: Mfn) -> Result<Begun, Error> {
         let over = |kind, reason, text| Ok(Verdict::new(mfn, kind, reason, text).into());
         let Some(before) = self.state(mfn)? else {
-            return over(Kind::Refused, "nonexistent", "there is no memory of that number");
+            return over(Kind::Refused, "nonexistent", &nonexistent(mfn));
         };
         if before.is_offlined() {
             return over(Kind::Done, "already", "it was out of use before");
@@ -344,6 +348,14 @@ impl<'a> Offliner<'a> {
 /// The other frame of the pair that Xen's allocator merges first.
 fn neighbour(mfn: Mfn) -> Mfn {
     Mfn::new(mfn.raw() ^ 1)
+}
+
+/// A number of no frame, which may be an address.
+fn nonexistent(mfn: Mfn) -> String {
+    let of_address = mfn.raw() >> PAGE_SHIFT;
+    format!(
+        "there is no memory of that number; if that is an address, its frame is {of_address:#x} (--address)"
+    )
 }
 
 /// A frame that is free, or may be.

@@ -92,16 +92,18 @@ impl Verdict {
 
     /// Whether the reason may go away by itself, without any more errors of the frame.
     pub(crate) fn is_transient(&self) -> bool {
-        const REASONS: [&str; 13] = [
+        const REASONS: [&str; 15] = [
             "being-saved",
             "beside-free",
             "changing-hands",
             "device-model-busy",
             "device-model-stopped",
+            "dom0s",
             "dying",
             "granted",
             "moved",
             "no-memory",
+            "no-owner",
             "not-suspended",
             "paused",
             "stranded",

@@ -1,47 +1,66 @@
 //! `stubctl watch`: a daemon that takes frames out of use when they have had enough corrected errors.
 //!
-//! **Takes** reports of errors from a spool directory, a file that grows, or a command's output. **Gives** a log line for
-//! every decision. **Never** deals with two frames at once, never loses a report (one is deleted only after the state file
-//! holds it), and never ends for a report that cannot be read.
+//! **Takes** reports of errors ([`sources`]). **Gives** a log line for every decision. **Never** loses a report (a spool file is
+//! deleted only after the state file holds it), and never ends for a report, a source, a guest or a full disk.
 //!
-//! A report is a line `ADDRESS [COUNT]`: the physical address in hexadecimal with 0x, and how many errors are new (1 when
-//! it is missing). `#` starts a comment.
+//! ```text
+//! sources ── reports ──> ledger ── frames that are due ──> pool ── lots ──> worker processes (offline)
+//!                          ^                                 └─ answers, or none in time ─┐
+//!                          └──────────────────────────────────────────────────────────────┘
+//! ```
+//! This process makes no call that a guest, a stub or a device model can hold up: workers do that, each with a bound in time
+//! ([`pool`]). It asks Xen itself only for the states of frames.
 
+mod complaints;
 mod ledger;
+mod lot;
+mod mcelog;
+mod pool;
+mod report;
+mod sources;
+mod state;
+pub(crate) mod worker;
 
-use crate::cli::{OfflineArguments, WatchArguments};
+use crate::cli::WatchArguments;
 use crate::error::Error;
+use crate::frame::State;
 use crate::host::{Host, say};
-use crate::offline::Offliner;
-use crate::program;
-use crate::verdict::{Kind, Verdict};
-use ledger::{Fate, Ledger, Report};
+use complaints::Complaints;
+use control::Untrusted;
+use ledger::{Ledger, region_of};
+use lot::{Answer, Lot};
+use pool::{Limits, Pool};
+use report::Report;
+use sources::{News, Sources};
+use state::StateFile;
+use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use xen_abi::types::Mfn;
 
-/// Most bytes taken from a growing file at once.
-const CHUNK_BYTES: u64 = 1 << 20;
+/// Without an answer for so long, a worker is told to stop. More than all that an exchange may wait for, one after another.
+const DEADLINE: Duration = Duration::from_secs(15 * 60);
 
-/// For timeout(1): a command is told to end after a minute, and made to 5 seconds later.
-const COMMAND_PATIENCE: [&str; 3] = ["--kill-after=5", "--", "60"];
+/// How often is looked for what no descriptor says: a command's end, a worker that is late.
+const TICK: Duration = Duration::from_millis(200);
+
+/// Most pages whose counts are named in one turn.
+const MAX_NAMED: usize = 64;
 
 /// Watches until a signal comes, or once.
 pub(crate) fn run(host: &Host, arguments: &WatchArguments) -> Result<(), Error> {
-    let mut watch = Watch { host, arguments, ledger: load(&arguments.state)? };
-    say(&format!("watching, {} corrected errors of a page take it out of use", arguments.threshold));
+    let mut watch = Watch::start(host, arguments)?;
     loop {
-        let spent = watch.collect()?;
-        watch.store()?;
-        spent.iter().for_each(|file| remove(file));
-        watch.act()?;
-        if arguments.once {
-            return Ok(());
+        watch.look();
+        watch.deal();
+        watch.store();
+        if arguments.once && watch.is_done() {
+            return watch.end();
         }
-        host.interrupt.wait(&[], arguments.interval())?;
+        watch.wait()?;
     }
 }
 
@@ -49,125 +68,207 @@ struct Watch<'a> {
     host: &'a Host,
     arguments: &'a WatchArguments,
     ledger: Ledger,
+    sources: Sources<'a>,
+    pool: Pool,
+    state: StateFile,
+    complaints: Complaints,
+    /// When the sources are looked at next; `None` after the only look.
+    next_look: Option<Instant>,
+    /// The ledger is not as the file has it.
+    is_changed: bool,
+    /// Spool files that can go once the ledger is stored.
+    spent: BTreeSet<PathBuf>,
+    /// The spool has more files than one look takes.
+    has_more: bool,
+    /// A frame that is exchanged with its superpage takes no harm, nor do those beside it that are freed.
+    is_xen_sound: bool,
 }
 
-impl Watch<'_> {
-    /// Takes what is new from all sources; gives the spool files that are used up.
-    fn collect(&mut self) -> Result<Vec<PathBuf>, Error> {
-        let mut spent = Vec::new();
-        if let Some(directory) = &self.arguments.spool {
-            for file in spooled(directory)? {
-                let name = file.to_string_lossy().into_owned();
-                let text = match fs::read(&file) {
-                    Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-                    Err(error) => {
-                        log::warn!("{name}: {error}: left where it is");
-                        continue;
-                    }
-                };
-                // A file that was taken in before a crash must not count twice.
-                if self.ledger.take_file(&name) {
-                    self.take(&text, &name);
+impl<'a> Watch<'a> {
+    fn start(host: &'a Host, arguments: &'a WatchArguments) -> Result<Self, Error> {
+        let state = StateFile::new(arguments.state.clone());
+        let mut ledger = state.load();
+        for mfn in ledger.resume(&state::boot_id(), |mfn| is_offline(host, mfn)) {
+            say(&format!("{mfn}: it was out of use, and Xen has it in use again"));
+        }
+        say(&format!("watching, {} corrected errors of a page take it out of use", arguments.threshold));
+        let version = host.xen.version()?;
+        if !version.collects_machine_checks() {
+            log::warn!(
+                "Xen {version} collects no machine checks but those that Intel's processors report by interrupt: {} may stay \
+                 silent (mended in 4.19.4, 4.20.2 and 4.21)",
+                crate::cli::MCELOG
+            );
+        }
+        let limits = Limits { patience: Duration::from_secs(arguments.patience_s), deadline: DEADLINE };
+        Ok(Self {
+            host,
+            arguments,
+            ledger,
+            sources: Sources::new(arguments),
+            pool: Pool::new(worker_command, limits),
+            state,
+            complaints: Complaints::default(),
+            next_look: Some(Instant::now()),
+            is_changed: true,
+            spent: BTreeSet::new(),
+            has_more: false,
+            is_xen_sound: version.cuts_free_memory_soundly(),
+        })
+    }
+
+    /// Takes what is new from all sources, if it is time.
+    fn look(&mut self) {
+        if self.next_look.is_none_or(|next| Instant::now() < next) {
+            return;
+        }
+        let news = self.sources.collect(&mut self.ledger, &mut self.complaints);
+        self.next_look = (!self.arguments.once).then(|| Instant::now() + self.arguments.interval());
+        self.has_more = news.has_more;
+        self.is_changed |= !news.pages.is_empty() || !news.spent.is_empty();
+        self.count(news);
+        let host = self.host;
+        for mfn in self.ledger.doubt(|mfn| is_offline(host, mfn)) {
+            say(&format!("{mfn}: it failed again: it was out of use, and Xen has it in use"));
+            self.is_changed = true;
+        }
+        self.ledger.forget_owners(|owner| !matches!(host.xen.domain_info(owner), Ok(None)));
+    }
+
+    fn count(&mut self, news: News) {
+        let mut nr_unknown = 0;
+        for (nr, (mfn, (errors, source))) in news.pages.into_iter().enumerate() {
+            match self.ledger.take(Report { mfn, errors }) {
+                Some(all) if nr < MAX_NAMED => {
+                    let source = Untrusted::new(source);
+                    say(&format!("{mfn}: {all} errors of {}, {source}", self.arguments.threshold));
                 }
-                spent.push(file);
-            }
-            self.ledger.forget_files(|name| Path::new(name).exists());
-        }
-        if let Some(file) = &self.arguments.file {
-            match grown(file, &mut self.ledger.offset) {
-                Ok(text) => self.take(&text, &file.to_string_lossy()),
-                Err(error) => log::warn!("{}: {error}", file.display()),
+                Some(_) => {}
+                None => nr_unknown += 1,
             }
         }
-        if let Some(command) = &self.arguments.command {
-            let output = Command::new(program::system("timeout"))
-                .args(COMMAND_PATIENCE)
-                .arg(program::system("sh"))
-                .args(["-c", command])
-                .output()?;
-            if !output.status.success() {
-                log::warn!(
-                    "`{command}` ended with {} (124: too slow): its output is not used",
-                    output.status
-                );
-            } else {
-                self.take(&String::from_utf8_lossy(&output.stdout), command);
-            }
+        if nr_unknown > 0 {
+            log::warn!("{nr_unknown} pages more than can be counted have failed: move the state file away");
         }
-        Ok(spent)
+        self.spent.extend(news.spent);
     }
 
-    fn take(&mut self, text: &str, source: &str) {
-        for line in text.lines() {
-            match Report::parse(line) {
-                Ok(None) => {}
-                Ok(Some(report)) => {
-                    let errors = self.ledger.take(report);
-                    say(&format!(
-                        "{}: {} errors of {}, {source}",
-                        report.mfn, errors, self.arguments.threshold
-                    ));
-                }
-                Err(expected) => log::warn!("{source}: expected {expected}, got {line:?}: passed over"),
-            }
+    /// Takes the workers' answers, and gives them what is due.
+    fn deal(&mut self) {
+        for answer in self.pool.answers() {
+            self.settle(&answer);
         }
-    }
-
-    /// Deals with every frame that is due, one after another.
-    ///
-    /// # Errors
-    /// Somebody wants an end: the frame being dealt with is dealt with again after the next start.
-    fn act(&mut self) -> Result<(), Error> {
-        while let Some(mfn) = self.ledger.due(self.arguments.threshold, now_s()) {
-            self.ledger.settle(mfn, Fate::Trying);
-            self.store()?;
-            let fate = self.offline(mfn)?;
-            self.ledger.settle(mfn, fate);
-            self.store()?;
+        if self.pool.is_stuck() {
+            let fault = "every worker process waits for a guest that does not answer: no page goes out of use until one does";
+            self.complaints.add("page retirement", fault);
         }
-        Ok(())
-    }
-
-    fn offline(&self, mfn: Mfn) -> Result<Fate, Error> {
-        say(&format!("{mfn}: taking it out of use"));
-        let later = Fate::Waiting { until_s: now_s().saturating_add(self.arguments.retry_s) };
-        let mut fate = later;
-        let tell = |verdict: Verdict| {
-            say(&verdict.to_string());
-            fate = match verdict.kind {
-                Kind::Done => Fate::Offline,
-                _ if verdict.is_transient() => later,
-                Kind::Held | Kind::Lost => Fate::Held,
-                Kind::Refused | Kind::Failed(_) => Fate::Refused,
+        while self.pool.has_room() {
+            let Some((region, mfns)) = self.ledger.due(self.arguments.threshold, now_s()).into_iter().next()
+            else {
+                self.pool.dismiss_free();
+                return;
             };
-        };
-        let offliner = Offliner::new(self.host, OfflineArguments::of(mfn));
-        match offliner.and_then(|mut offliner| offliner.offline_all(&[mfn], tell)) {
-            Err(error) if error.is_stop() => return Err(error),
-            Err(error) => say(&format!("{mfn}: not done: {error}")),
-            Ok(()) => {}
+            let lot = self.lot(region, mfns);
+            if let Err(error) = self.pool.begin(&lot) {
+                self.complaints.add("a process to take frames out of use", &error.to_string());
+                return;
+            }
+            self.is_changed = true;
+            for mfn in &lot.mfns {
+                say(&format!("{mfn}: taking it out of use"));
+                self.ledger.begin(*mfn);
+            }
         }
-        if let Fate::Waiting { .. } = fate {
-            say(&format!(
-                "{mfn}: tried again in {} s, or when it has failed as often again",
-                self.arguments.retry_s
-            ));
-        }
-        Ok(fate)
     }
 
-    /// Writes the state so that a crash leaves the old one or the new one.
-    fn store(&self) -> Result<(), Error> {
-        let path = &self.arguments.state;
-        let fresh = path.with_extension("new");
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)?;
+    /// A frame that is exchanged with its superpage sets the others free. On a Xen that cannot take free frames out of use,
+    /// those that fail too are exchanged alone instead, while the guest has them all.
+    fn lot(&self, region: Mfn, mut mfns: Vec<Mfn>) -> Lot {
+        mfns.truncate(lot::MAX_FRAMES);
+        Lot { is_split: !self.is_xen_sound && self.ledger.nr_failing(region) > 1, mfns }
+    }
+
+    fn settle(&mut self, answer: &Answer) {
+        say(&answer.line);
+        let Answer { mfn, outcome, .. } = answer;
+        if answer.is_superpage && self.is_xen_sound {
+            self.ledger.hasten(region_of(*mfn));
         }
-        fs::write(&fresh, self.ledger.json().to_string())?;
-        fs::File::open(&fresh)?.sync_all()?;
-        fs::rename(fresh, path)?;
+        if let Some(wait_s) = self.ledger.settle(*mfn, outcome, now_s(), self.arguments.retry_s) {
+            say(&format!("{mfn}: tried again in {wait_s} s, or when it has failed as often again"));
+        }
+        self.is_changed = true;
+    }
+
+    /// Writes the ledger if it has changed, and deletes what it holds by then.
+    fn store(&mut self) {
+        if !self.is_changed {
+            return;
+        }
+        let name = self.arguments.state.display().to_string();
+        match self.state.store(&self.ledger) {
+            None => {}
+            Some(Err(error)) => {
+                self.complaints
+                    .add(&name, &format!("{error}: reports stay in the spool until it can be written"));
+            }
+            Some(Ok(())) => {
+                self.complaints.settle(&name);
+                self.is_changed = false;
+                std::mem::take(&mut self.spent).iter().for_each(|file| remove(file));
+                // Not before: the files that are taken lie in the way of the others.
+                if std::mem::take(&mut self.has_more) {
+                    self.next_look = Some(Instant::now());
+                }
+            }
+        }
+    }
+
+    /// Ends after the only look.
+    fn end(&self) -> Result<(), Error> {
+        if !self.is_changed {
+            return Ok(());
+        }
+        let name = self.arguments.state.display();
+        Err(io::Error::other(format!("{name}: not written, so the next run does not know of this one"))
+            .into())
+    }
+
+    fn is_done(&self) -> bool {
+        self.next_look.is_none()
+            && self.pool.is_idle()
+            && self.ledger.due(self.arguments.threshold, now_s()).is_empty()
+    }
+
+    /// Waits until there is something to do, or a signal comes.
+    fn wait(&mut self) -> Result<(), Error> {
+        let mut timeout = self.next_look.map_or(TICK, |next| next.saturating_duration_since(Instant::now()));
+        if !self.pool.is_idle() {
+            timeout = timeout.min(TICK);
+        }
+        let mcelog = self.sources.mcelog().map(crate::ffi::sys::Polled::readable);
+        let pool = self.pool.polled();
+        let all: Vec<&crate::ffi::sys::Polled<'_>> = pool.iter().chain(&mcelog).collect();
+        self.host.interrupt.wait(&all, timeout)?;
+        if mcelog.is_some_and(|device| device.is_ready()) && self.next_look.is_some() {
+            self.next_look = Some(Instant::now());
+        }
         Ok(())
     }
+}
+
+/// Whether Xen has a frame out of use; `None` when it does not say.
+fn is_offline(host: &Host, mfn: Mfn) -> Option<bool> {
+    let mut word = [0];
+    host.xen.offline_states(mfn, &mut word).ok()?;
+    Some(State::new(word[0]).is_offlined())
+}
+
+/// This program as a worker.
+fn worker_command() -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("retire");
+    command
 }
 
 /// Seconds since 1970, by a clock that goes on while the host is off.
@@ -175,103 +276,9 @@ fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// The state of the last run; a file that is no state is an error, not a fresh start.
-fn load(path: &Path) -> Result<Ledger, Error> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ledger::parse(&text).ok_or_else(|| {
-            let text =
-                format!("{}: expected what an earlier watch has written; move it away", path.display());
-            io::Error::new(io::ErrorKind::InvalidData, text).into()
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Ledger::default()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// What a file has gained since it was read last; one that has become shorter is read anew.
-fn grown(path: &Path, offset: &mut u64) -> io::Result<String> {
-    let mut file = match fs::File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
-        Err(error) => return Err(error),
-    };
-    if file.metadata()?.len() < *offset {
-        *offset = 0;
-    }
-    file.seek(SeekFrom::Start(*offset))?;
-    let mut bytes = Vec::new();
-    file.take(CHUNK_BYTES).read_to_end(&mut bytes)?;
-    // A line without its end is still being written.
-    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
-    *offset += whole as u64;
-    bytes.truncate(whole);
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// The reports in a spool directory, in the order of their names; a leading dot is for those still being written.
-fn spooled(directory: &Path) -> Result<Vec<PathBuf>, Error> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        let is_whole = !entry.file_name().to_string_lossy().starts_with('.');
-        if is_whole && entry.file_type().is_ok_and(|kind| kind.is_file()) {
-            files.push(entry.path());
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
 fn remove(file: &Path) {
-    if let Err(error) = fs::remove_file(file) {
-        log::warn!("{}: {error}", file.display());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn directory(name: &str) -> PathBuf {
-        let path = std::env::temp_dir().join(format!("stubctl-watch-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        path
-    }
-
-    #[test]
-    fn a_growing_file_gives_whole_lines_once() {
-        let directory = directory("grown");
-        let file = directory.join("errors");
-        let mut offset = 0;
-        assert_eq!(grown(&file, &mut offset).unwrap(), "");
-        fs::write(&file, "0x1000\n0x20").unwrap();
-        assert_eq!(grown(&file, &mut offset).unwrap(), "0x1000\n");
-        fs::write(&file, "0x1000\n0x2000 4\n").unwrap();
-        assert_eq!(grown(&file, &mut offset).unwrap(), "0x2000 4\n");
-        assert_eq!(grown(&file, &mut offset).unwrap(), "");
-        fs::write(&file, "0x3000\n").unwrap();
-        assert_eq!(grown(&file, &mut offset).unwrap(), "0x3000\n", "a file that was begun anew");
-        fs::remove_dir_all(directory).unwrap();
-    }
-
-    #[test]
-    fn files_still_being_written_are_not_in_the_spool() {
-        let directory = directory("spooled");
-        for name in ["b", ".c", "a"] {
-            fs::write(directory.join(name), "0x1000\n").unwrap();
-        }
-        let names: Vec<_> = spooled(&directory).unwrap();
-        assert_eq!(names, [directory.join("a"), directory.join("b")]);
-        fs::remove_dir_all(directory).unwrap();
-    }
-
-    #[test]
-    fn a_state_that_cannot_be_read_is_no_fresh_start() {
-        let directory = directory("state");
-        let file = directory.join("watch.json");
-        assert_eq!(load(&file).unwrap(), Ledger::default());
-        fs::write(&file, "half a sta").unwrap();
-        assert!(load(&file).unwrap_err().to_string().contains("move it away"));
-        fs::remove_dir_all(directory).unwrap();
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => log::warn!("{}: {error}", file.display()),
+        _ => {}
     }
 }

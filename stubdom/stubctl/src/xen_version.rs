@@ -37,6 +37,21 @@ impl XenVersion {
             other => other >= (4, 22),
         }
     }
+
+    /// Tells whether Xen looks into the banks of machine checks, and so hands corrected errors to dom0.
+    ///
+    /// From 4.13 on `mca_cap_init` (`arch/x86/cpu/mcheck/mce.c`) filled the set of banks that it was about to free, so all others
+    /// see an empty one: the poller and the handler of the exception. Intel's CMCI has sets of its own. Mended by "x86/mcheck: fix
+    /// `mca_allbanks` updating", September 2025.
+    pub(crate) fn collects_machine_checks(self) -> bool {
+        let Self { major, minor, micro } = self;
+        match (major, minor) {
+            (4, 13..=18) => false,
+            (4, 19) => micro >= 4,
+            (4, 20) => micro >= 2,
+            _ => true,
+        }
+    }
 }
 
 impl fmt::Display for XenVersion {
@@ -68,5 +83,16 @@ mod tests {
             assert!(sound(minor, extra), "4.{minor}{extra}");
         }
         assert!(XenVersion::new(5 << 16, ".0").cuts_free_memory_soundly());
+    }
+
+    #[test]
+    fn machine_checks_are_collected_before_the_fault_and_from_the_mended_releases_on() {
+        let collects = |minor: u32, extra| XenVersion::new(4 << 16 | minor, extra).collects_machine_checks();
+        for (minor, extra) in [(13, ".0"), (17, ".7"), (18, ".6"), (19, ".3"), (20, ".1")] {
+            assert!(!collects(minor, extra), "4.{minor}{extra}");
+        }
+        for (minor, extra) in [(12, ".4"), (19, ".4"), (20, ".2"), (21, "-rc"), (22, ".0")] {
+            assert!(collects(minor, extra), "4.{minor}{extra}");
+        }
     }
 }

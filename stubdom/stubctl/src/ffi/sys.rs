@@ -229,6 +229,21 @@ fn write_lock(start: libc::off_t, len: libc::off_t) -> libc::flock {
     libc::flock { l_type, l_whence: 0, l_start: start, l_len: len, l_pid: 0 }
 }
 
+/// How long a record of `/dev/mcelog` is, in bytes, and how many it holds (`MCE_GET_RECORD_LEN`, `MCE_GET_LOG_LEN`).
+pub(crate) fn mcelog_lengths(device: BorrowedFd<'_>) -> io::Result<(usize, usize)> {
+    /// `_IOR('M', nr, int)`
+    const fn request(nr: libc::c_ulong) -> libc::c_ulong {
+        2 << 30 | 4 << 16 | 0x4d << 8 | nr
+    }
+    let length = |request| {
+        let mut length: libc::c_int = 0;
+        // SAFETY: the descriptor is borrowed and so open; the request writes one int, which `length` is.
+        let rc = unsafe { libc::ioctl(device.as_raw_fd(), request, &raw mut length) };
+        if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(usize::try_from(length).unwrap_or(0)) }
+    };
+    Ok((length(request(1))?, length(request(2))?))
+}
+
 /// Processor time that this process has had, without its children's.
 pub(crate) fn own_cpu() -> Duration {
     // SAFETY: rusage is a C structure of integers, for which all zeroes is a value.
