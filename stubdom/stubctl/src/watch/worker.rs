@@ -15,8 +15,20 @@ use std::io::{self, BufRead};
 /// `stubctl retire`: serves a watch.
 ///
 /// # Errors
-/// Watch is gone, or Xen does not say which version it is.
+/// Xen does not say which version it is, or what comes is no lot.
 pub(crate) fn run(host: &Host) -> Result<(), Error> {
+    match serve(host) {
+        Err(error) if error.is_stop() => {
+            log::warn!(
+                "stopped by watch, or watch is gone: the frame at hand is not done, its guest is as it was"
+            );
+            Ok(())
+        }
+        served => served,
+    }
+}
+
+fn serve(host: &Host) -> Result<(), Error> {
     let mut offliner = Offliner::new(host, OfflineArguments::default())?;
     for line in io::stdin().lock().lines() {
         let line = line?;
