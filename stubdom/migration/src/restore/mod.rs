@@ -121,7 +121,11 @@ impl Restore {
         match self.state {
             State::Receiving => {}
             State::Complete(_) if bytes.is_empty() => return Ok(0),
-            State::Complete(_) => return Err(self.error(Fault::Trailing { nr_bytes: bytes.len() })),
+            State::Complete(_) => {
+                let error = self.error(Fault::Trailing { nr_bytes: bytes.len() });
+                self.state = State::Failed(error);
+                return Err(error);
+            }
             State::Failed(error) => return Err(error),
         }
         self.receive(bytes, xen, broker).inspect_err(|error| {

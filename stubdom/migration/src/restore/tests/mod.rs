@@ -183,6 +183,8 @@ fn bytes_after_end_are_left_and_then_refused() {
     assert!(restore.report().is_some());
     let error = restore.push(&bytes[len..], &mut bench.xen, &mut bench.dom0).expect_err("data after END");
     assert_eq!(error.fault, Fault::Trailing { nr_bytes: 5 });
+    assert_eq!(restore.push(&[], &mut bench.xen, &mut bench.dom0), Err(error));
+    assert_eq!((restore.close(&mut bench.xen), restore.report()), (Err(error), None));
 }
 
 #[test]
