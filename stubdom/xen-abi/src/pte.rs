@@ -43,6 +43,10 @@ const FRAME_MASK: u64 = 0x000f_ffff_ffff_f000;
 /// The highest frame number that an entry can hold.
 pub const MAX_FRAME: u64 = FRAME_MASK >> PAGE_SHIFT;
 
+const fn frame_bits(frame: u64) -> u64 {
+    if frame > MAX_FRAME { FRAME_MASK } else { frame << PAGE_SHIFT }
+}
+
 /// A page table entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
@@ -52,9 +56,10 @@ impl Pte {
     /// Maps nothing. Xen crashes a PV domain for any other entry without `PRESENT` (L1TF).
     pub const EMPTY: Self = Self(0);
 
-    /// Makes an entry; `frame` is a machine frame, or a gfn where Xen translates.
+    /// Makes an entry; `frame` is a machine frame, or a gfn where Xen translates. A number that an entry has no room for
+    /// becomes [`MAX_FRAME`], where nothing is: Xen refuses that, while a part of the number would be another frame.
     pub const fn new(frame: u64, flags: Flags) -> Self {
-        Self((frame << PAGE_SHIFT) & FRAME_MASK | flags.bits())
+        Self(frame_bits(frame) | flags.bits())
     }
 
     /// Takes a raw entry.
@@ -70,7 +75,7 @@ impl Pte {
     /// Returns the same entry with another frame.
     #[must_use]
     pub const fn with_frame(self, mfn: Mfn) -> Self {
-        Self(self.0 & !FRAME_MASK | (mfn.raw() << PAGE_SHIFT) & FRAME_MASK)
+        Self(self.0 & !FRAME_MASK | frame_bits(mfn.raw()))
     }
 
     /// Returns the machine frame that a present entry maps.
@@ -103,6 +108,14 @@ mod tests {
         assert_eq!(pte.mfn(), Some(Mfn::new(0x12_3456)));
         assert_eq!(Pte::EMPTY.mfn(), None);
         assert_eq!(pte.with_frame(Mfn::new(7)), Pte::new(7, Flags::DATA));
+    }
+
+    #[test]
+    fn a_frame_number_without_room_names_no_other_frame() {
+        let beyond = (MAX_FRAME + 1) | 5;
+        assert_eq!(Pte::new(beyond, Flags::RO).mfn(), Some(Mfn::new(MAX_FRAME)));
+        assert_eq!(Pte::new(MAX_FRAME, Flags::RO).mfn(), Some(Mfn::new(MAX_FRAME)));
+        assert_eq!(Pte::EMPTY.with_frame(Mfn::new(beyond)), Pte::new(MAX_FRAME, Flags::empty()));
     }
 
     #[test]
