@@ -1,7 +1,7 @@
 //! One frame after the other: clear, exchange, restore; undone where it can be.
 
 use super::survey::{Entry, Survey};
-use super::{Error, Facts, PvGuest, Step, Table, Update, WORDS, Words, mapped, with_frame};
+use super::{BATCH_UPDATES, Error, Facts, PvGuest, Step, Table, Update, WORDS, Words, mapped, with_frame};
 use crate::xen::Errno;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -180,7 +180,11 @@ fn update(entry: &Entry, value: u64) -> Update {
 fn write_all<X: PvGuest>(updates: &[Update], xen: &mut X) -> Result<(), (usize, Errno)> {
     let (mut nr_done, mut attempts_left) = (0, ATTEMPTS);
     while nr_done < updates.len() {
-        let Err((nr_more, errno)) = xen.mmu_update(&updates[nr_done..]) else { return Ok(()) };
+        let batch = &updates[nr_done..updates.len().min(nr_done + BATCH_UPDATES)];
+        let Err((nr_more, errno)) = xen.mmu_update(batch) else {
+            (nr_done, attempts_left) = (nr_done + batch.len(), ATTEMPTS);
+            continue;
+        };
         attempts_left = if nr_more > 0 { ATTEMPTS } else { attempts_left };
         nr_done += nr_more;
         attempts_left -= 1;

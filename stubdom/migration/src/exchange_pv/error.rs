@@ -1,5 +1,6 @@
 //! How an exchange of a PV guest's frame can end without one.
 
+use super::survey::MAX_ENTRIES;
 use crate::xen::Errno;
 use core::fmt;
 use xen_abi::types::{Gref, Mfn, Pfn};
@@ -63,6 +64,8 @@ pub enum Refusal {
     Granted(Gref),
     /// Xen says that it is not the guest's, or broken.
     Foreign,
+    /// More than [`MAX_ENTRIES`] entries of page tables map it.
+    MappedTooOften,
 }
 
 /// What a frame is for, to someone who is not told when it changes.
@@ -115,7 +118,9 @@ impl Error {
             Self::Refused { refusal: Refusal::Reserved(role), .. } => role.name(),
             Self::Refused { refusal: Refusal::Granted(_), .. } => "granted",
             Self::Refused { refusal: Refusal::Foreign, .. } => "foreign",
-            Self::NoP2m { .. } | Self::HugeP2m { .. } => "no-p2m",
+            Self::Refused { refusal: Refusal::MappedTooOften, .. } => "mapped-too-often",
+            Self::NoP2m { .. } => "no-p2m",
+            Self::HugeP2m { .. } => "huge-p2m",
             Self::Held { .. } => "in-use-by-xen",
             Self::NoMemory => "no-memory",
             Self::Xen { .. } => "xen",
@@ -163,6 +168,7 @@ impl fmt::Display for Refusal {
             Self::NoPfn => f.write_str("the guest's p2m does not name it"),
             Self::Reserved(role) => write!(f, "it is {role}"),
             Self::Granted(gref) => write!(f, "the guest grants it, by grant {}", gref.raw()),
+            Self::MappedTooOften => write!(f, "more than {MAX_ENTRIES} entries of its page tables map it"),
             Self::Foreign => f.write_str("Xen says that it is not this guest's, or broken"),
         }
     }
@@ -174,7 +180,11 @@ impl fmt::Display for Error {
             Self::Refused { mfn, refusal } => write!(f, "{mfn} cannot be exchanged: {refusal}"),
             Self::NoP2m { pfn } => write!(f, "the guest's p2m has no entry for {pfn}"),
             Self::HugeP2m { max_pfn, limit } => {
-                write!(f, "the guest's p2m claims {max_pfn} entries, expected {limit} at most")
+                write!(
+                    f,
+                    "the guest's p2m claims {max_pfn} entries, expected {limit} at most for its size: give it back more of \
+                     the memory that it was started with (xl mem-set)"
+                )
             }
             Self::Held { mfn } => {
                 write!(f, "{mfn} cannot be exchanged: Xen or a backend holds it for the guest")

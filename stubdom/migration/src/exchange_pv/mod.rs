@@ -35,6 +35,7 @@ use xen_abi::types::{Gref, Mfn, Pfn};
 pub use engine::{Exchanged, Exchanger};
 pub use error::{Error, Refusal, Role, Step};
 pub use p2m::Root;
+pub use survey::MAX_ENTRIES;
 
 /// Words of a frame: entries of a page table or of the p2m.
 pub const WORDS: usize = 512;
@@ -44,6 +45,9 @@ pub type Words = [u64; WORDS];
 
 /// Frames that are read in one go.
 pub const BATCH_FRAMES: usize = 64;
+
+/// Entries that are updated in one go.
+pub const BATCH_UPDATES: usize = 1024;
 
 /// What may be done to a suspended and paused PV guest from dom0.
 pub trait PvGuest {
@@ -71,7 +75,7 @@ pub trait PvGuest {
     /// What Xen returned.
     fn page_types(&mut self, mfns: &[Mfn], types: &mut [PageType]) -> Result<(), Errno>;
 
-    /// `mmu_update` of the guest's own tables, in this order.
+    /// `mmu_update` of the guest's own tables, in this order; at most [`BATCH_UPDATES`].
     ///
     /// # Errors
     /// How many were done, and what Xen returned for the next.

@@ -2,13 +2,17 @@
 
 use super::p2m::{self, Frames};
 use super::{
-    BATCH_FRAMES, Error, Facts, PageType, PvGuest, Refusal, Role, Step, Table, WORDS, Words, mapped,
+    BATCH_FRAMES, Error, Facts, PageType, PvGuest, Refusal, Role, Root, Step, Table, WORDS, Words, mapped,
 };
 use crate::xen::Errno;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
 use xen_abi::types::{Mfn, Pfn};
+
+/// Most entries that may map a frame which is exchanged; a page of a shared library is mapped by far fewer. A guest chooses
+/// how many there are, and each takes memory in dom0 and time while the guest is suspended.
+pub const MAX_ENTRIES: usize = 1 << 16;
 
 /// How far the numbering of a guest may exceed its size, in pages: the hole below 4 GiB.
 const NUMBERING_SLACK: u64 = 1 << 20;
@@ -40,11 +44,7 @@ pub(super) struct Survey {
 impl Survey {
     /// Looks through the p2m and all page tables for what concerns `mfns`.
     pub(super) fn take<X: PvGuest>(facts: Facts, mfns: &[Mfn], xen: &mut X) -> Result<Self, Error> {
-        let limit = facts.max_frames.saturating_mul(2).saturating_add(NUMBERING_SLACK);
-        if facts.max_pfn > limit {
-            return Err(Error::HugeP2m { max_pfn: facts.max_pfn, limit });
-        }
-        let root = facts.p2m.ok_or(Error::NoP2m { pfn: Pfn::new(0) })?;
+        let root = facts.root()?;
         let frames = p2m::find(root, facts.max_pfn, xen)?;
         let p2m = frames.leaves.iter().chain(&frames.nodes).map(|mfn| (*mfn, Role::P2m));
         // Where a frame has two roles, the one that dom0 knows of is the better name.
@@ -62,11 +62,12 @@ impl Survey {
         if let Some(role) = self.roles.get(&mfn) {
             return Err(Refusal::Reserved(*role));
         }
-        if let Some(gref) = self.facts.granted.get(&mfn) {
-            return Err(Refusal::Granted(*gref));
-        }
+        self.facts.refusal(mfn)?;
         if self.foreign.contains(&mfn) {
             return Err(Refusal::Foreign);
+        }
+        if self.entries.get(&mfn).is_some_and(|entries| entries.len() > MAX_ENTRIES) {
+            return Err(Refusal::MappedTooOften);
         }
         self.pfns.get(&mfn).copied().ok_or(Refusal::NoPfn)
     }
@@ -130,12 +131,43 @@ impl Survey {
             for (index, &value) in words.iter().enumerate() {
                 let is_xens = level == 4 && XEN_SLOTS.contains(&index);
                 let entries = mapped(value).and_then(|mfn| self.entries.get_mut(&mfn));
-                if let (false, Some(entries)) = (is_xens, entries) {
+                if let (false, Some(entries)) = (is_xens, entries)
+                    && entries.len() <= MAX_ENTRIES
+                {
                     entries.push(Entry { table, index, value });
                 }
             }
             Ok(())
         })
+    }
+}
+
+impl Facts {
+    /// Tells what can be known before the guest is suspended: whether its p2m can be surveyed at all, and whether a frame is
+    /// one that must stay. What passes may be refused by the survey still.
+    ///
+    /// # Errors
+    /// [`Error::HugeP2m`], [`Error::NoP2m`] or [`Error::Refused`].
+    pub fn check(&self, mfn: Mfn) -> Result<(), Error> {
+        self.root()?;
+        self.refusal(mfn).map_err(|refusal| Error::Refused { mfn, refusal })
+    }
+
+    /// Where a p2m is that a guest of this size can have.
+    fn root(&self) -> Result<Root, Error> {
+        let limit = self.max_frames.saturating_mul(2).saturating_add(NUMBERING_SLACK);
+        if self.max_pfn > limit {
+            return Err(Error::HugeP2m { max_pfn: self.max_pfn, limit });
+        }
+        self.p2m.ok_or(Error::NoP2m { pfn: Pfn::new(0) })
+    }
+
+    /// Refuses what others know by its number.
+    fn refusal(&self, mfn: Mfn) -> Result<(), Refusal> {
+        if let Some((_, role)) = self.reserved.iter().find(|(reserved, _)| *reserved == mfn) {
+            return Err(Refusal::Reserved(*role));
+        }
+        self.granted.get(&mfn).map_or(Ok(()), |gref| Err(Refusal::Granted(*gref)))
     }
 }
 

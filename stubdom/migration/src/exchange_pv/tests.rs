@@ -225,3 +225,102 @@ fn what_is_cleared_is_zero_and_names_no_frame() {
     let cleared: Vec<u64> = vec![guest.peek(Pfn::new(10), 5), guest.peek(PINNED_TABLE, 100)];
     assert_eq!(cleared, [0, 0]);
 }
+
+#[test]
+fn what_is_known_before_the_guest_is_suspended_is_told_before() {
+    let guest = FakePv::new();
+    let (sound, page, root) = (guest.facts(), guest.mfn(SHARED_PAGE), guest.mfn(ROOT));
+    assert_eq!(sound.check(page), Ok(()));
+    let reserved = Error::Refused { mfn: root, refusal: Refusal::Reserved(Role::Root) };
+    assert_eq!(sound.check(root), Err(reserved));
+    let granted = Facts { granted: [(page, Gref::new(9))].into(), ..sound.clone() };
+    assert_eq!(
+        granted.check(page),
+        Err(Error::Refused { mfn: page, refusal: Refusal::Granted(Gref::new(9)) })
+    );
+    let none = Facts { p2m: None, ..sound.clone() };
+    assert_eq!(none.check(page).map_err(|error| error.name()), Err("no-p2m"));
+    let (booted_with, has) = (6 << 18, 1 << 16);
+    let ballooned = Facts { max_pfn: booted_with, max_frames: has, ..sound };
+    assert_eq!(ballooned.check(page).map_err(|error| error.name()), Err("huge-p2m"));
+}
+
+/// A guest that is all page tables, every entry of which maps one frame.
+struct Greedy {
+    nr_pages: u64,
+    nr_updates: usize,
+}
+
+/// The frame that all entries map, the first of the guest's.
+const MAPPED: u64 = 0x10_0000;
+/// The frames of its p2m: a top, its nodes and its leaves.
+const P2M_TOP: u64 = 0x7_0000;
+const P2M_NODES: u64 = 0x7_1000;
+const P2M_LEAVES: u64 = 0x8_0000;
+
+impl Greedy {
+    fn word(&self, mfn: u64, index: u64) -> u64 {
+        match mfn {
+            P2M_TOP => P2M_NODES + index,
+            P2M_NODES..P2M_LEAVES => P2M_LEAVES + (mfn - P2M_NODES) * 512 + index,
+            P2M_LEAVES..MAPPED => {
+                let pfn = (mfn - P2M_LEAVES) * 512 + index;
+                if pfn < self.nr_pages { MAPPED + pfn } else { u64::MAX }
+            }
+            _ => MAPPED << 12 | 0x25,
+        }
+    }
+}
+
+impl PvGuest for Greedy {
+    fn read(&mut self, mfns: &[Mfn], pages: &mut [Words]) -> Result<(), Errno> {
+        for (mfn, page) in mfns.iter().zip(pages) {
+            (0..).zip(page).for_each(|(index, word)| *word = self.word(mfn.raw(), index));
+        }
+        Ok(())
+    }
+    fn write(&mut self, _: Mfn, _: &Words) -> Result<(), Errno> {
+        Ok(())
+    }
+    fn write_word(&mut self, _: Mfn, _: usize, _: u64) -> Result<(), Errno> {
+        Ok(())
+    }
+    fn page_types(&mut self, mfns: &[Mfn], types: &mut [PageType]) -> Result<(), Errno> {
+        let table = PageType::Table(Table { level: 1, is_pinned: true });
+        let of = |mfn: &Mfn| if mfn.raw() == MAPPED { PageType::Data } else { table };
+        mfns.iter().zip(types).for_each(|(mfn, page_type)| *page_type = of(mfn));
+        Ok(())
+    }
+    fn mmu_update(&mut self, updates: &[Update]) -> Result<(), (usize, Errno)> {
+        assert!(updates.len() <= BATCH_UPDATES);
+        self.nr_updates += updates.len();
+        Ok(())
+    }
+    fn pin(&mut self, _: Mfn, _: u8) -> Result<(), Errno> {
+        Ok(())
+    }
+    fn unpin(&mut self, _: Mfn) -> Result<(), Errno> {
+        Ok(())
+    }
+    fn exchange(&mut self, _: Mfn, _: Pfn) -> Result<Mfn, Errno> {
+        Ok(Mfn::new(1))
+    }
+}
+
+#[test]
+fn a_guest_whose_tables_all_map_one_frame_keeps_it() {
+    let exchange = |nr_pages| {
+        let p2m = Some(Root::Tree(Mfn::new(P2M_TOP)));
+        let facts = Facts { p2m, max_pfn: nr_pages, max_frames: nr_pages, ..Facts::default() };
+        let mut guest = Greedy { nr_pages, nr_updates: 0 };
+        let mut exchanger = Exchanger::new(facts, &[Mfn::new(MAPPED)], &mut guest).expect("a sound p2m");
+        (exchanger.exchange(Mfn::new(MAPPED), &mut guest), guest.nr_updates)
+    };
+    let most = MAX_ENTRIES as u64 / 512;
+    let (done, nr_updates) = exchange(most + 1);
+    assert_eq!(done.map(|done| done.nr_entries), Ok(MAX_ENTRIES));
+    assert_eq!(nr_updates, 2 * MAX_ENTRIES, "cleared and restored");
+    let (refused, nr_updates) = exchange(most + 2);
+    let refusal = Refusal::MappedTooOften;
+    assert_eq!((refused, nr_updates), (Err(Error::Refused { mfn: Mfn::new(MAPPED), refusal }), 0));
+}
