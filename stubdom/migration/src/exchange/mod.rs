@@ -245,7 +245,7 @@ impl Exchange {
     /// Tells whether nothing stands at a gfn.
     fn is_hole<X: XenExchange>(&mut self, gfn: Gfn, xen: &mut X) -> bool {
         self.look(&[gfn], xen);
-        self.errors[0] == Errno::EINVAL.raw() && retry(|| xen.page_type(gfn)) == Ok(PageType::None)
+        self.errors[0] == Errno::EINVAL.raw() && has_no_memory(gfn, xen)
     }
 
     /// Has a new superpage wait at a hole; tells whether there was one and memory for it.
@@ -255,7 +255,11 @@ impl Exchange {
         }
         let gfns = region(start);
         self.look(&gfns, xen);
-        let are_holes = self.errors[..REGION_LEN].iter().all(|error| *error == Errno::EINVAL.raw());
+        // A grant that the guest has mapped cannot be mapped either, and Xen crashes a guest where memory is put over one
+        // (`p2m_is_special` in `guest_physmap_add_entry`). Xen gives a device's memory the type of a hole: dom0 refuses
+        // guests with such devices.
+        let are_holes = self.errors[..REGION_LEN].iter().all(|error| *error == Errno::EINVAL.raw())
+            && gfns.iter().all(|gfn| has_no_memory(*gfn, xen));
         if are_holes && populate(Order::PAGE_2M, start, xen) {
             self.scratch = gfns;
         }
@@ -312,6 +316,11 @@ fn at(step: Step) -> impl Fn(Errno) -> Error {
 /// Calls once more after a failure: what Xen lacks for a moment is no reason to leave a failing frame in use.
 fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     call().or_else(|_| call())
+}
+
+/// Tells whether Xen says that nothing is at a gfn that cannot be mapped.
+fn has_no_memory<X: XenExchange>(gfn: Gfn, xen: &mut X) -> bool {
+    retry(|| xen.page_type(gfn)) == Ok(PageType::None)
 }
 
 /// Populates one extent, at the second attempt if need be.

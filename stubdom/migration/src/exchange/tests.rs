@@ -119,6 +119,22 @@ fn without_a_second_superpage_the_first_is_split_and_nothing_lost() {
 }
 
 #[test]
+fn nothing_is_populated_where_the_guest_has_mapped_anothers_memory() {
+    for offset in [0, 5, 511] {
+        let mut xen = guest();
+        let before = memory(&xen);
+        // A grant: no memory of the guest's, so that it cannot be mapped, and yet no hole.
+        xen.page_types.insert(Gfn::new(SCRATCH_REGION.raw() + offset), PageType::Ram);
+        let report = exchange(&mut xen, Gfn::new(700)).expect("the page alone");
+        assert_eq!(report.outcome, Outcome::Page);
+        assert!(
+            populated(&xen).iter().all(|call| matches!(call, Call::Populate { order: Order::PAGE_4K, .. }))
+        );
+        assert!(memory(&xen) == before);
+    }
+}
+
+#[test]
 fn without_any_superpage_the_page_alone_is_exchanged() {
     let mut xen = guest();
     let before = memory(&xen);
