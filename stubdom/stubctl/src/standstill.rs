@@ -141,6 +141,10 @@ impl<'a> Care<'a> {
         if info.is_some_and(|info| info.shutdown) {
             return Ok(Err(Refusal::BeingSaved));
         }
+        let is_stopped = state.as_ref().is_some_and(|state| self.record.was_paused || state != "running");
+        if is_stopped && saving::saver_of(self.guest).is_some() {
+            return Ok(Err(Refusal::BeingSaved));
+        }
         Ok(match state {
             Some(_) if self.record.was_paused => Err(Refusal::Paused(self.guest)),
             Some(state) if state != "running" => Err(Refusal::Stopped(self.guest)),
