@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use xen_abi::types::Domid;
 
-/// How long another may take to be done.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long another may take to be done: a guardian that waits for a device model takes ten seconds at a time.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// How often to look whether he is.
 const LOOK: Duration = Duration::from_millis(50);
@@ -221,7 +221,7 @@ mod tests {
         let late = || Err(QmpError::Silent("cont", PATIENCE));
         let error = record.device_model_goes_on(Domid::new(7), late).unwrap_err().to_string();
         assert!(record.is_owed());
-        assert!(error.starts_with("the device model did not answer \"cont\" within 5 s; "), "{error}");
+        assert!(error.starts_with("the device model did not answer \"cont\" within 15 s; "), "{error}");
         assert!(error.ends_with(": xl qemu-monitor-command 7 cont"), "{error}");
         record.device_model_goes_on(Domid::new(7), || Ok(())).unwrap();
         assert!(!record.is_owed());
