@@ -94,6 +94,17 @@ impl SharedMem {
         unsafe { mem::copy(to, from.as_ptr(), len) }
     }
 
+    /// Copies `len` bytes from `from` on to `offset`.
+    ///
+    /// # Safety
+    /// `from` is readable for `len` bytes and lies outside the range; others may write there meanwhile.
+    pub(crate) unsafe fn copy_from(&mut self, offset: usize, from: *const u8, len: usize) {
+        let to = self.bytes(offset, len);
+        // SAFETY: `bytes` has checked the target against the range, which is mapped and writable (obligation 1 of `new`);
+        // `from` is the caller's obligation. The instructions of `mem::copy` allow for writes by others.
+        unsafe { mem::copy(to.as_ptr(), from, len) }
+    }
+
     /// Copies `bytes` to `offset`.
     pub fn copy_in(&mut self, offset: usize, bytes: &[u8]) {
         let to = self.bytes(offset, bytes.len());

@@ -89,6 +89,21 @@ impl Window {
         self.commit(nr_reused, errors);
     }
 
+    /// Shows the frame behind each gfn in its slot; all other slots stay as they are. No slot stands twice in `slots`; errors
+    /// as with [`map`](Self::map).
+    pub fn map_each(&mut self, access: Access, slots: &[(usize, Gfn)], errors: &mut [i32]) {
+        assert!(slots.len() == errors.len() && slots.len() <= self.nr_slots, "more frames than slots");
+        assert!(slots.iter().all(|(slot, _)| *slot < self.nr_slots), "a slot outside the window");
+        let is_reused = slots.iter().any(|(slot, _)| self.mfn(*slot).is_some());
+        self.updates.clear();
+        for &(slot, gfn) in slots {
+            let pte = Pte::new(gfn.raw(), access.flags());
+            self.updates.push(entry(&self.region.tables, slot, MMU_NORMAL_PT_UPDATE, pte));
+            self.nr_used = self.nr_used.max(slot + 1);
+        }
+        self.commit(if is_reused { slots.len() } else { 0 }, errors);
+    }
+
     /// As [`map`](Self::map), for machine frames: those of the target that have no gfn.
     pub fn map_mfns(&mut self, access: Access, mfns: &[Mfn], errors: &mut [i32]) {
         self.show(MMU_PT_UPDATE_NO_TRANSLATE, access, mfns.iter().map(|mfn| mfn.raw()), errors);
@@ -110,7 +125,7 @@ impl Window {
     /// Returns which machine frame a slot shows; `None` when it is empty.
     pub fn mfn(&self, slot: usize) -> Option<Mfn> {
         assert!(slot < self.nr_slots, "a slot outside the window");
-        Pte::from_raw(self.region.entries.read::<u64>(slot * size_of::<u64>())).mfn()
+        shown_at(&self.region, slot)
     }
 
     /// Copies `bytes` into the window from byte `offset` of `slot` on, running over into the slots that follow.
@@ -134,6 +149,13 @@ impl Window {
         let from = self.shown(slot, offset, out.len());
         // SAFETY: `from` is mapped for all the bytes (`shown`); `out` is private and writable.
         unsafe { mem::copy(out.as_mut_ptr(), from, out.len()) };
+    }
+
+    /// As [`read`](Self::read), of `len` bytes to `at` of memory that another domain reads.
+    pub fn read_shared(&self, slot: usize, offset: usize, to: &mut SharedMem, at: usize, len: usize) {
+        let from = self.shown(slot, offset, len);
+        // SAFETY: `from` is mapped for all the bytes (`shown`), in address space of the window alone.
+        unsafe { to.copy_from(at, from, len) };
     }
 
     /// Copies the frame in slot `from` over the one in slot `to`.
@@ -184,7 +206,11 @@ impl Window {
         let (nr_used, tables) = (self.nr_used, &self.region.tables);
         let shown = frames.enumerate();
         let shown = shown.map(|(slot, frame)| entry(tables, slot, command, Pte::new(frame, access.flags())));
-        let emptied = (nr_frames..nr_used).map(|slot| entry(tables, slot, MMU_NORMAL_PT_UPDATE, Pte::EMPTY));
+        // Of a large window that is used here and there most slots are empty.
+        let is_shown = |slot: &usize| shown_at(&self.region, *slot).is_some();
+        let emptied = (nr_frames..nr_used)
+            .filter(is_shown)
+            .map(|slot| entry(tables, slot, MMU_NORMAL_PT_UPDATE, Pte::EMPTY));
         self.updates.clear();
         self.updates.extend(shown.chain(emptied));
         self.nr_used = nr_frames;
@@ -239,6 +265,11 @@ impl Window {
         // frames of another domain (`Target`), so no memory of ours is mapped a second time.
         unsafe { mmu::mmu_update(updates, self.target.domid()) }
     }
+}
+
+/// The frame that a slot's page table entry names.
+fn shown_at(region: &Region, slot: usize) -> Option<Mfn> {
+    Pte::from_raw(region.entries.read::<u64>(slot * size_of::<u64>())).mfn()
 }
 
 /// The update of one slot.

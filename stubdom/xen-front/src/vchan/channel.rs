@@ -170,16 +170,42 @@ impl Channel {
     /// # Errors
     /// The client's index is nonsense; nothing was written.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(usize, Notify), VchanError> {
-        let mut room = self.right.room(self.page.read(RIGHT + CONS))?;
-        if room < bytes.len() {
-            self.request(VCHAN_NOTIFY_READ);
-            room = self.right.room(self.page.read(RIGHT + CONS))?;
-        }
-        let len = room.min(bytes.len());
-        self.right.copy_in(bytes.get(..len).unwrap_or_default());
+        let mut rest = bytes;
+        self.give(bytes.len(), |ring, offset, len| {
+            let (now, later) = rest.split_at(len);
+            ring.copy_in(offset, now);
+            rest = later;
+        })
+    }
+
+    /// As [`Channel::write`] of `most` bytes, but has `give` write where in the ring they go, one run after the other: so
+    /// many bytes from that offset on.
+    ///
+    /// # Errors
+    /// The client's index is nonsense; nothing was written.
+    pub(super) fn give(
+        &mut self,
+        most: usize,
+        give: impl FnMut(&mut SharedMem, usize, usize),
+    ) -> Result<(usize, Notify), VchanError> {
+        let len = self.room(most)?.min(most);
+        self.right.give(len, give);
         fence(Ordering::SeqCst); // the bytes are there before the index that covers them
         self.page.write(RIGHT + PROD, self.right.index);
         Ok((len, self.answer(len, VCHAN_NOTIFY_WRITE)))
+    }
+
+    /// Returns how many bytes may be written, and asks for an event when there is more room if that is less than `wanted`.
+    ///
+    /// # Errors
+    /// The client's index is nonsense.
+    pub(super) fn room(&mut self, wanted: usize) -> Result<usize, VchanError> {
+        let room = self.right.room(self.page.read(RIGHT + CONS))?;
+        if room >= wanted {
+            return Ok(room);
+        }
+        self.request(VCHAN_NOTIFY_READ);
+        self.right.room(self.page.read(RIGHT + CONS))
     }
 
     /// Tells the client of what has been read, unless there is more to read and little has been so far.
@@ -254,11 +280,14 @@ impl ByteRing {
         self.advance(len);
     }
 
-    fn copy_in(&mut self, bytes: &[u8]) {
-        let (head, tail) = bytes.split_at(self.until_end().min(bytes.len()));
-        self.mem.copy_in(self.position(), head);
-        self.mem.copy_in(0, tail);
-        self.advance(bytes.len());
+    fn give(&mut self, len: usize, mut give: impl FnMut(&mut SharedMem, usize, usize)) {
+        let (position, head) = (self.position(), self.until_end().min(len));
+        for (offset, len) in [(position, head), (0, len.saturating_sub(head))] {
+            if len > 0 {
+                give(&mut self.mem, offset, len);
+            }
+        }
+        self.advance(len);
     }
 
     fn position(&self) -> usize {

@@ -206,6 +206,35 @@ impl Server {
         self.settle(result)
     }
 
+    /// As [`Server::write`] of `most` bytes, but has `give` write where in the ring they go, one run after the other: so
+    /// many bytes from that offset on. The client may read them once the call returns.
+    ///
+    /// # Errors
+    /// The client broke the protocol: the conversation is closed.
+    pub fn give(
+        &mut self,
+        most: usize,
+        give: impl FnMut(&mut SharedMem, usize, usize),
+    ) -> Result<usize, VchanError> {
+        if self.state != State::Open {
+            return Ok(0);
+        }
+        let result = self.channel.give(most, give);
+        self.settle(result)
+    }
+
+    /// Returns how many bytes may be written. An event follows when there is more room, if there is none now.
+    ///
+    /// # Errors
+    /// The client broke the protocol: the conversation is closed.
+    pub fn room(&mut self) -> Result<usize, VchanError> {
+        if self.state != State::Open {
+            return Ok(0);
+        }
+        let result = self.channel.room(1).map(|room| (room, Notify::NotWanted));
+        self.settle(result)
+    }
+
     /// Ends the conversation from this end. The next one begins when the client has let go.
     pub fn close(&mut self) {
         if self.state == State::Open {

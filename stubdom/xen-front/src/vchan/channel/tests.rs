@@ -180,3 +180,42 @@ fn what_a_client_wrote_before_it_closed_can_still_be_read_and_another_can_follow
     client.write(b"hello again");
     assert_eq!(read(&mut channel, 100), b"hello again");
 }
+
+#[test]
+fn what_is_given_in_place_goes_round_the_ring() {
+    let (mut channel, mut client) = channel();
+    client.connect();
+    let bytes: Vec<u8> = (0..6000).map(|i| (i % 251) as u8).collect();
+    for _ in 0..5 {
+        let mut done = 0;
+        let given = channel.give(bytes.len(), |ring, offset, len| {
+            ring.copy_in(offset, &bytes[done..done + len]);
+            done += len;
+        });
+        assert_eq!(given.expect("sane indices").0, 6000);
+        assert_eq!(client.read_all(), bytes);
+    }
+}
+
+#[test]
+fn a_writer_without_room_is_told_of_room() {
+    let (mut channel, mut client) = channel();
+    client.connect();
+    assert_eq!(channel.room(1), Ok(2 * PAGE_SIZE));
+    assert_eq!(client.page.read::<u8>(CLI_NOTIFY) & VCHAN_NOTIFY_READ, 0);
+    let filled = channel.give(usize::MAX, |_, _, _| {}).expect("sane indices");
+    assert_eq!((filled.0, channel.room(1)), (2 * PAGE_SIZE, Ok(0)));
+    assert_eq!(client.page.read::<u8>(CLI_NOTIFY) & VCHAN_NOTIFY_READ, VCHAN_NOTIFY_READ);
+    client.read(5);
+    assert_eq!(channel.room(1), Ok(5));
+}
+
+#[test]
+fn an_index_of_the_reader_that_makes_no_sense_ends_it() {
+    let (mut channel, mut client) = channel();
+    client.connect();
+    client.page.write(RIGHT + CONS, 1_u32);
+    let error = VchanError { theirs: 1, ours: 0, ring_bytes: 2 * PAGE_SIZE as u32 };
+    assert_eq!(channel.room(1), Err(error));
+    assert_eq!(channel.give(1, |_, _, _| panic!("nothing is written")), Err(error));
+}
