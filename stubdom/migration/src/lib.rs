@@ -10,7 +10,8 @@
 //! | [`engine`] | steps | a populated, filled target |
 //! | [`xen`] | hypercall-shaped lists | counts and errors |
 //!
-//! [`restore`] puts them together. [`exchange`] is the other job: a failing frame for a healthy one.
+//! [`restore`] puts them together. [`send`] is the way back: a guest to a stream. [`exchange`] is the third job: a failing
+//! frame for a healthy one.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -27,6 +28,7 @@ pub mod plan;
 pub mod restore;
 #[cfg(any(test, feature = "fake"))]
 pub mod sample;
+pub mod send;
 pub mod session;
 pub mod stream;
 pub mod survey;

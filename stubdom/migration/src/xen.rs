@@ -6,9 +6,12 @@
 //! All methods act on the one target that the implementor is paired with. Sources: `xen/include/public/memory.h`,
 //! `xen.h` (`mmu_update`), `hvm/hvm_op.h`, `grant_table.h`.
 
+mod send;
+
 pub use crate::session::Missing;
 pub use crate::stream::{BlobKind, Piece, TscInfo};
 use alloc::vec::Vec;
+pub use send::{Output, SendBroker, XenSend};
 pub use xen_abi::errno::Errno;
 use xen_abi::types::{Domid, Gfn, Gref, Mfn, Order, PAGE_SIZE};
 

@@ -13,6 +13,7 @@ mod exchange;
 mod host;
 mod ledger;
 pub mod pv;
+mod source;
 
 use crate::xen::{Access, EXCHANGE_FRAMES, Errno, PageType, WINDOW_FRAMES, Xen};
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -25,6 +26,7 @@ pub use exchange::Pinned;
 use host::Host;
 pub use host::{Offline, Page};
 pub use ledger::{Call, Ledger};
+pub use source::{Act, FakeSource, SendCall};
 
 /// A host with one target.
 #[derive(Clone, Debug)]
