@@ -24,13 +24,21 @@ pub(super) fn of(host: &Host, guest: Domid) -> Result<Vec<Reserved>, Error> {
             role: Role::XenHeap,
         });
     }
-    if Qmp::socket(guest).exists() {
+    // libxl notes the kind (`libxl_create.c`).
+    let kind = host.store.read(&format!("/libxl/{}/type", guest.raw()))?;
+    if has_machine(Qmp::socket(guest).exists(), kind.as_ref().map(|kind| kind.raw())) {
         let kib = |node| host.store.read_number::<u64>(&home(guest, node));
         let ram = kib("memory/static-max")?.unwrap_or_default();
         let video = kib("memory/videoram")?.unwrap_or_default();
         reserved.extend(beyond_ram(ram.saturating_sub(video) / 4, low_end(host, guest)?));
     }
     Ok(reserved)
+}
+
+/// Tells whether a device model has a machine for a guest of this kind, with video memory and ROMs. A PVH guest's serves disks
+/// alone, and the guest has RAM where others have their hole for devices.
+fn has_machine(has_device_model: bool, kind: Option<&str>) -> bool {
+    has_device_model && kind != Some("pvh")
 }
 
 /// Where the guest's low memory ends at most: the device model is told of a hole other than usual (`mmio_hole=`).
@@ -79,6 +87,13 @@ mod tests {
         assert_eq!(high.first, Gfn::new(0x10_0500));
         let [low, high] = beyond_ram(0xc0000 + 0x500, 0xc0000);
         assert_eq!((low.first, high.first), (Gfn::new(0xc0000), Gfn::new(0x10_0500)));
+    }
+
+    #[test]
+    fn a_device_model_that_serves_disks_alone_keeps_no_memory_of_its_own() {
+        assert!(!has_machine(true, Some("pvh")));
+        assert!(has_machine(true, Some("hvm")) && has_machine(true, None));
+        assert!(!has_machine(false, Some("hvm")));
     }
 
     #[test]
