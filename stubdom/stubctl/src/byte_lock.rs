@@ -21,6 +21,8 @@ pub(crate) enum Kind {
     Channel,
     /// Exchanging frames of a guest, by the guest's number.
     Care,
+    /// Changing marks of frames; there is one.
+    Marks,
     /// Making a stub for a guest, by the guest's number.
     Pairing,
     /// Making a domain of a name, by a hash of the name.
@@ -32,6 +34,7 @@ impl Kind {
         match self {
             Self::Channel => "channel.lock",
             Self::Care => "care.lock",
+            Self::Marks => "marks.lock",
             Self::Pairing => "pairing.lock",
             Self::Name => "name.lock",
         }

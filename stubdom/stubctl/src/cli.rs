@@ -147,7 +147,7 @@ pub(crate) struct OfflineArguments {
     /// Have the stub panic before its call to Xen of this number
     #[arg(long, hide = true)]
     pub(crate) debug_stub_panic: Option<u32>,
-    /// Abort after this step: 1 prepared, 2 paused, 3 swap asked for, 4 unpaused
+    /// Abort after this step: 1 prepared, 2 paused, 3 swap asked for, 4 unpaused, 5 marked, before the pause
     #[arg(long, hide = true)]
     pub(crate) debug_abort: Option<u8>,
     /// Ask the stub of this guest, whoever owns the frames: it has to refuse them

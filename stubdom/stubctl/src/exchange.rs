@@ -10,11 +10,12 @@ use crate::commands::Guest;
 use crate::conf::Conf;
 use crate::control_channel::{ControlChannel, ControlError};
 use crate::error::Error;
-use crate::host::{Host, home};
+use crate::host::Host;
+use crate::marks::{Ended, Marks};
 use crate::pair::{self, Paired, Stub};
-use crate::saving;
 use crate::standstill::rescue;
-use crate::standstill::{Care, Refusal, Stood};
+use crate::standstill::{Care, Stood};
+use crate::toolstack;
 use crate::wait::Wait;
 use control::exchange::{self as wire, Exchanged, Prepared, Reason, Scope, Swapped, Swapping};
 use control::{FromStub, ToStub};
@@ -64,6 +65,8 @@ pub(crate) struct Exchange {
     pub(crate) stood: Stood,
     /// How many old frames are the guest's still: somebody holds them and goes on using them.
     pub(crate) nr_held: u64,
+    /// What became of the old frame and its mark.
+    pub(crate) ended: Ended,
 }
 
 /// What the stub says in place of what was hoped for.
@@ -117,22 +120,20 @@ impl<'a> Session<'a> {
     pub(crate) fn exchange(
         mut self,
         mfn: Mfn,
+        marks: &Marks<'_>,
         arguments: &OfflineArguments,
     ) -> Result<(Option<Self>, Step), Error> {
-        if let Some(refused) = self.refused()? {
-            return Ok((Some(self), refused));
-        }
         let owned = self.nr_owned()?;
         let whole = !arguments.check && !arguments.split;
         let scratch_region = if whole { Some(self.scratch_region()?) } else { None };
         self.care.begin(scratch_region, if whole { ROOM_PAGES } else { 0 })?;
-        match self.steps(mfn, scratch_region, arguments) {
+        match self.steps(mfn, scratch_region, marks, arguments) {
             Ok(step @ Step::Stranded(_)) => Ok((None, step)),
-            Ok(step @ Step::Exchanged(Exchange { done: Err(_), .. })) => {
-                self.close();
-                Ok((None, step))
+            Ok(Step::Exchanged(exchange)) if exchange.done.is_err() => {
+                let ended = self.close(marks).unwrap_or_default();
+                Ok((None, Step::Exchanged(Exchange { ended, ..exchange })))
             }
-            Ok(step) => Ok(match self.care.end() {
+            Ok(step) => Ok(match self.care.end(marks) {
                 Ok(()) => {
                     let nr_held = if let Step::Exchanged(exchange) = &step { exchange.nr_held } else { 0 };
                     if let Some(text) = other_count(owned, self.nr_owned()?, nr_held) {
@@ -146,7 +147,7 @@ impl<'a> Session<'a> {
                 }
             }),
             Err(error) => {
-                self.close();
+                self.close(marks);
                 Err(error)
             }
         }
@@ -158,51 +159,33 @@ impl<'a> Session<'a> {
     }
 
     /// Ends the session after an exchange that broke off: the stub ends it, or another in its place, whoever wants us to
-    /// stop meanwhile.
-    fn close(self) {
+    /// stop meanwhile. Gives what became of the mark.
+    fn close(self, marks: &Marks<'_>) -> Option<Ended> {
         let Self { host, guest, conf, channel, stub, mut care } = self;
         let _undisturbed = host.interrupt.undisturbed();
         drop(channel);
+        let mut ended = None;
         let closed = rescue::is_over(host, guest.domid).and_then(|is_over| {
             if is_over {
                 rescue::repair_once_more(host, guest.domid, &conf, care.repair())?;
             } else {
                 succeed(stub, rescue::rescue(host, &guest, &conf, care.repair())?);
             }
-            care.end()
+            ended = care.end_mark(marks)?;
+            care.end(marks)
         });
         if let Err(error) = closed {
             log::warn!("{}: memory of an exchange may wait in it until the next: {error}", guest.name);
             care.keep();
         }
-    }
-
-    /// What keeps any frame of this guest from being exchanged.
-    fn refused(&self) -> Result<Option<Step>, Error> {
-        let guest = self.guest.domid;
-        let refused = |reason, text: String| Ok(Some(Step::Refused { reason, text }));
-        if saving::saver_of(guest).is_some() {
-            return refused(Refusal::BeingSaved.name(), Refusal::BeingSaved.to_string());
-        }
-        let store = &self.host.store;
-        if let Some(domain) = store.read(&home(guest, "image/device-model-domid"))? {
-            let text = format!(
-                "its device model runs in a domain of its own (d{domain}), which dom0 can neither stop nor ask what it has \
-                 mapped: migrate the guest (xl migrate to this host will do)"
-            );
-            return refused("device-model-domain", text);
-        }
-        if !store.children(&format!("/local/domain/0/backend/pci/{}", guest.raw()))?.is_empty() {
-            let text = "the guest has passed-through PCI devices, whose DMA cannot be stopped: shut it down";
-            return refused("passthrough", text.to_owned());
-        }
-        Ok(None)
+        ended
     }
 
     fn steps(
         &mut self,
         mfn: Mfn,
         scratch_region: Option<Gfn>,
+        marks: &Marks<'_>,
         arguments: &OfflineArguments,
     ) -> Result<Step, Error> {
         for reserved in reserved::of(self.host, self.guest.domid)? {
@@ -221,35 +204,32 @@ impl<'a> Session<'a> {
             Err((reason, text)) => return Ok(refused((reason.as_str(), text))),
         };
         debug_abort(arguments, 1);
-        let (swapped, stood) = match self.swap(mfn, &prepared, scratch_region, arguments)? {
+        let (swapped, stood) = match self.swap(mfn, &prepared, scratch_region, marks, arguments)? {
             Swap::Done(swapped, stood) => (Ok(swapped), stood),
             Swap::Refused(reason, text) => (Err((reason, text)), Stood::default()),
             Swap::Stranded(text) => return Ok(Step::Stranded(text)),
         };
         debug_abort(arguments, 4);
-        let finished = self.channel.send(&ToStub::Finish).and_then(|()| self.finished());
-        let (swapped, done) = match (swapped, finished) {
-            (Ok(swapped), Ok(Ok(Some(done)))) => (swapped, done),
-            // From here on it would be untrue that the guest is as it was.
-            (Ok(swapped), Ok(finished)) => {
-                let text =
-                    finished.err().map_or("the stub lost track of its exchange".to_owned(), |(_, text)| text);
-                return Ok(Step::Exchanged(Exchange {
-                    prepared,
-                    swapped,
-                    done: Err(text),
-                    stood,
-                    nr_held: 0,
-                }));
-            }
-            (_, Err(error)) => return Err(error.into()),
-            (Err(refusal), Ok(_)) => return Ok(refused(refusal)),
+        let finished = self.channel.send(&ToStub::Finish).and_then(|()| self.finished())?;
+        let swapped = match swapped {
+            Ok(swapped) => swapped,
+            Err(refusal) => return Ok(refused(refusal)),
         };
-        let nr_held = self.still_held(done.nr_held).unwrap_or_else(|error| {
-            log::warn!("whether the old frames are held still: {error}");
-            done.nr_held
+        // From here on it would be untrue that the guest is as it was.
+        let done = match finished {
+            Ok(Some(done)) => Ok(done),
+            Ok(None) => Err("the stub lost track of its exchange".to_owned()),
+            Err((_, text)) => Err(text),
+        };
+        let nr_held = done.as_ref().map_or(0, |done| {
+            self.still_held(done.nr_held).unwrap_or_else(|error| {
+                log::warn!("whether the old frames are held still: {error}");
+                done.nr_held
+            })
         });
-        Ok(Step::Exchanged(Exchange { prepared, swapped, done: Ok(done), stood, nr_held }))
+        // Of an exchange that is not done the frame is let go of later, by whoever ends it.
+        let ended = if done.is_ok() { self.care.end_mark(marks)? } else { None }.unwrap_or_default();
+        Ok(Step::Exchanged(Exchange { prepared, swapped, done, stood, nr_held, ended }))
     }
 
     /// How many old frames the guest still owns once their last users have let go of them, or after [`LET_GO`]: a device
@@ -275,13 +255,21 @@ impl<'a> Session<'a> {
         mfn: Mfn,
         prepared: &Prepared,
         scratch_region: Option<Gfn>,
+        marks: &Marks<'_>,
         arguments: &OfflineArguments,
     ) -> Result<Swap, Error> {
         let waiting = scratch_region.filter(|_| prepared.scope == Scope::Superpage);
         let swapping = waiting.map(|waiting| Swapping { gfn: prepared.gfn, mfn, waiting });
-        let standstill = match self.care.hold(swapping)? {
+        let (host, guest) = (self.host, self.guest.domid);
+        // As late as the guest's vCPUs still run: a helper that starts now has to reach Xen before it can miss anything, and
+        // no guest that runs can free what is marked.
+        let mark = || match toolstack::refusal(host, guest)? {
+            Some(refused) => Ok(Some(refused)),
+            None => marks.mark_of_guest(mfn, guest).inspect(|_| debug_abort(arguments, 5)),
+        };
+        let standstill = match self.care.hold(swapping, mfn, mark)? {
             Ok(standstill) => standstill,
-            Err(refusal) => return Ok(Swap::Refused(refusal.name(), refusal.to_string())),
+            Err(refused) => return Ok(Swap::Refused(refused.reason, refused.text)),
         };
         debug_abort(arguments, 2);
         let sent = self.channel.send(&ToStub::Swap);
@@ -296,6 +284,7 @@ impl<'a> Session<'a> {
                     standstill.leave()?;
                 } else {
                     standstill.end()?;
+                    self.care.end_mark(marks)?;
                 }
                 return Ok(Swap::Refused(reason.as_str(), text));
             }

@@ -18,7 +18,7 @@ const OWNED: u32 = 1 << 12;
 const OWNER_SHIFT: u32 = 16;
 
 /// What a query says of a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct State(u32);
 
 impl State {

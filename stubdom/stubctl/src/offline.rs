@@ -5,34 +5,34 @@
 //!
 //! ```text
 //! query -> no guest's: refused, unless --careless
-//!       -> mark -> whose?  ── free: done
-//!                          ── an HVM or PVH guest's: session -> exchange -> query again
-//!                          ── a PV guest's: suspend, exchange (pv_exchange)
-//!                          ── Xen's, dom0's: pending until they let go of it, as with the stock tool
+//!       -> whose?  ── an HVM or PVH guest's: stub -> prepare -> mark -> swap -> query again
+//!                  ── a PV guest's: survey -> suspend -> mark and exchange (pv_exchange)
+//!                  ── free: mark, done
+//!                  ── Xen's, dom0's: mark: pending until they let go of it, as with the stock tool
 //! ```
 //!
-//! A Xen that cuts free memory unsoundly ([`XenVersion::cuts_free_memory_soundly`]) takes a marked frame out of use without
-//! harm only when the other frame of its pair is in use at that moment. There a free frame, and one whose neighbour may be
-//! free, are refused, and what stays in use after all loses its mark again, since nobody knows what is beside it when its
-//! owner frees it. `--careless` switches all three off.
+//! A Xen that cuts free memory unsoundly ([`crate::xen_version::XenVersion::cuts_free_memory_soundly`]) takes a marked frame
+//! out of use without harm only when the other frame of its pair is in use at that moment. There a free frame, and one whose
+//! neighbour may be free, are refused, and what stays in use after all loses its mark again, since nobody knows what is
+//! beside it when its owner frees it. `--careless` switches all three off.
 
 use crate::cli::OfflineArguments;
 use crate::commands::Guest;
 use crate::error::Error;
-use crate::exchange::{LET_GO, Session, Step};
+use crate::exchange::{Session, Step};
 use crate::frame::{Owner, State};
 use crate::host::{Host, say};
+use crate::marks::Marks;
+use crate::obstacle;
 use crate::pv_exchange;
-use crate::saving;
 use crate::standstill::rescue;
 use crate::text;
-use crate::verdict::{Kind, Verdict};
+use crate::toolstack;
+use crate::verdict::{Kind, Refused, Verdict};
 use crate::xen_version::XenVersion;
 use control::exchange::Reason;
 use std::collections::{BTreeMap, HashMap};
-use std::io;
 use std::process::ExitCode;
-use std::time::Duration;
 use xen_abi::types::{Domid, Mfn, PAGE_SHIFT};
 
 /// Takes all frames offline; gives the exit code of the worst verdict.
@@ -46,7 +46,7 @@ pub(crate) fn run(host: &Host, arguments: &OfflineArguments) -> Result<ExitCode,
     Ok(ExitCode::from(worst))
 }
 
-/// A frame that was looked at, and marked if need be.
+/// A frame that was looked at.
 enum Begun {
     /// Nothing is left to do.
     Over(Verdict),
@@ -65,8 +65,7 @@ pub(crate) struct Offliner<'a> {
     host: &'a Host,
     arguments: OfflineArguments,
     sessions: HashMap<Domid, Session<'a>>,
-    /// The Xen that runs, if care must be taken of it.
-    careful: Option<XenVersion>,
+    marks: Marks<'a>,
 }
 
 impl<'a> Offliner<'a> {
@@ -78,9 +77,8 @@ impl<'a> Offliner<'a> {
         if !arguments.check {
             rescue::put_all_right(host);
         }
-        let version = host.xen.version()?;
-        let careful = Some(version).filter(|_| !arguments.careless && !version.cuts_free_memory_soundly());
-        Ok(Self { host, arguments, sessions: HashMap::new(), careful })
+        let marks = Marks::new(host, arguments.careless)?;
+        Ok(Self { host, arguments, sessions: HashMap::new(), marks })
     }
 
     /// From here on, exchanges frames alone, not with their superpages.
@@ -107,7 +105,6 @@ impl<'a> Offliner<'a> {
                 Err(error) => tell(Verdict::failed(mfn, &error)),
             }
         }
-        // Those are marked, whatever happened to the others.
         for (owner, mfns) in of_pv_guests {
             match self.exchange_pv(owner, &mfns) {
                 Ok(verdicts) => verdicts.into_iter().for_each(&mut tell),
@@ -119,7 +116,7 @@ impl<'a> Offliner<'a> {
 
     fn begin(&mut self, mfn: Mfn) -> Result<Begun, Error> {
         let over = |kind, reason, text| Ok(Verdict::new(mfn, kind, reason, text).into());
-        let Some(before) = self.state(mfn)? else {
+        let Some(before) = self.marks.state(mfn)? else {
             return over(Kind::Refused, "nonexistent", &nonexistent(mfn));
         };
         if before.is_offlined() {
@@ -129,99 +126,60 @@ impl<'a> Offliner<'a> {
             let text = "it is broken already: its contents are lost, an exchange cannot bring them back";
             return over(Kind::Refused, "broken", text);
         }
-        if let Some(version) = self.careful
+        if let Some(version) = self.marks.careful()
             && !before.is_pending()
             && !self.host.xen.has_place(mfn)?
         {
             return Ok(unowned(mfn, version).into());
         }
-        let begun = self.mark(mfn);
-        if self.arguments.check {
-            if !before.is_pending() {
-                self.take_mark_back(mfn)?;
+        match self.of_its_owner(mfn)? {
+            Begun::Over(verdict) if before.is_pending() && !self.arguments.check => {
+                Ok(self.settle(mfn, verdict)?.into())
             }
-            return begun;
-        }
-        match begun {
-            Ok(Begun::Over(verdict)) => Ok(self.settle(mfn, verdict)?.into()),
-            Err(error) => {
-                // A frame that is out of its guest already goes out of use with the stub that still has it.
-                if self.careful.is_some() && self.host.xen.has_place(mfn)? {
-                    self.take_mark_back(mfn)?;
-                }
-                Err(error)
-            }
-            begun => begun,
+            begun => Ok(begun),
         }
     }
 
-    /// Takes the mark back from a frame that stays in use, where it would do harm.
+    /// Takes the mark that somebody else has left back from a frame that stays in use, where it would do harm.
     fn settle(&self, mfn: Mfn, verdict: Verdict) -> Result<Verdict, Error> {
-        match self.careful {
-            Some(version) if self.state(mfn)?.is_some_and(State::is_pending) => {
-                self.take_mark_back(mfn)?;
+        match self.marks.careful() {
+            Some(version) if self.marks.state(mfn)?.is_some_and(State::is_pending) => {
+                self.marks.take_back(mfn)?;
                 Ok(verdict.unmarked(version))
             }
             _ => Ok(verdict),
         }
     }
 
-    /// Takes a mark back, and sees that it is gone.
-    fn take_mark_back(&self, mfn: Mfn) -> Result<(), Error> {
-        self.host.xen.mark_online(mfn)?;
-        match self.state(mfn)? {
-            Some(state) if !state.is_ordinary() => {
-                let text = format!(
-                    "{mfn} was to be as before, and Xen says \"{state}\": xen-hptool mem-online {:#x}",
-                    mfn.raw()
-                );
-                Err(io::Error::other(text).into())
+    fn of_its_owner(&mut self, mfn: Mfn) -> Result<Begun, Error> {
+        let owner = match self.marks.owner(mfn)? {
+            Ok(Owner::Domain(owner)) if owner != Domid::DOM0 => {
+                return self.of_guest(self.asked(owner)?, mfn);
             }
-            _ => Ok(()),
-        }
-    }
-
-    /// Tells whether a frame may be free: nobody has it at a place, and it is not out of use either.
-    fn may_be_free(&self, mfn: Mfn) -> Result<bool, Error> {
-        let is_offlined = self.state(mfn)?.is_some_and(State::is_offlined);
-        Ok(!is_offlined && !self.host.xen.has_place(mfn)?)
-    }
-
-    /// The state of a frame; `None` when there is none of that number.
-    fn state(&self, mfn: Mfn) -> Result<Option<State>, Error> {
-        let mut word = [0];
-        match self.host.xen.offline_states(mfn, &mut word) {
-            Ok(()) => Ok(Some(State::new(word[0]))),
-            Err(error) if error.errno == libc::EINVAL => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn mark(&mut self, mfn: Mfn) -> Result<Begun, Error> {
-        let word = match self.host.xen.mark_offline(mfn) {
-            Ok(word) => word,
-            // Xen's answer for its own image, which has no state to change; who may ask for states may mark.
-            Err(error) if error.errno == libc::EPERM => return Ok(xens(mfn).into()),
-            Err(error) => return Err(error.into()),
+            Ok(owner) if self.arguments.check || self.marks.careful().is_some() => owner,
+            Ok(Owner::Free | Owner::Xen | Owner::Domain(_)) => match self.marks.mark_for_good(mfn)? {
+                Ok(owner) => owner,
+                Err(refused) => return Ok(Verdict::refused(mfn, &refused).into()),
+            },
+            Ok(owner) => owner,
+            Err(refused) => return Ok(Verdict::refused(mfn, &refused).into()),
         };
-        let verdict = match Owner::of_mark(word) {
+        let verdict = |kind, reason, text| Ok(Verdict::new(mfn, kind, reason, text).into());
+        match owner {
             Owner::Free if self.arguments.check => {
-                Verdict::new(mfn, Kind::Done, "free", "nobody uses it: it would be out of use at once")
+                verdict(Kind::Done, "free", "nobody uses it: it would be out of use at once")
             }
-            Owner::Free => Verdict::new(mfn, Kind::Done, "free", "nobody used it: it is out of use now"),
-            Owner::Xen => xens(mfn),
-            Owner::NotRam => Verdict::new(mfn, Kind::Refused, "not-memory", "it is no ordinary memory"),
-            Owner::Nobody => {
-                let text = "it is changing hands just now: try again";
-                Verdict::new(mfn, Kind::Refused, "changing-hands", text)
-            }
+            Owner::Free => verdict(Kind::Done, "free", "nobody used it: it is out of use now"),
+            Owner::Xen => Ok(xens(mfn).into()),
+            Owner::NotRam => verdict(Kind::Refused, "not-memory", "it is no ordinary memory"),
             Owner::Domain(Domid::DOM0) => {
                 let text = "it is dom0's: it stays in use until dom0 frees it; restart this host soon";
-                Verdict::new(mfn, Kind::Refused, "dom0s", text)
+                verdict(Kind::Refused, "dom0s", text)
             }
-            Owner::Domain(owner) => return self.exchange(self.asked(owner)?, mfn),
-        };
-        Ok(verdict.into())
+            Owner::Nobody | Owner::Domain(_) => {
+                verdict(Kind::Refused, "changing-hands", "it is changing hands just now: try again")
+            }
+        }
     }
 
     /// The guest whose stub is asked to exchange a frame of `owner`: he himself, except in a test of the stub's refusal.
@@ -232,83 +190,77 @@ impl<'a> Offliner<'a> {
         }
     }
 
-    fn exchange(&mut self, owner: Domid, mfn: Mfn) -> Result<Begun, Error> {
-        let Some(info) = self.host.xen.domain_info(owner)? else {
-            let text = "its owner is just gone: try again";
-            return Ok(Verdict::new(mfn, Kind::Refused, "changing-hands", text).into());
-        };
+    fn of_guest(&mut self, owner: Domid, mfn: Mfn) -> Result<Begun, Error> {
         let name = self.host.name_or_number(owner)?;
-        let of_guest = |verdict: Verdict| Begun::Over(verdict.of_guest(owner, &name));
-        if info.dying {
-            let text = "its owner is being destroyed: it goes out of use with it";
-            return Ok(of_guest(Verdict::new(mfn, Kind::Refused, "dying", text)));
-        }
-        let beside_free = match self.careful {
-            Some(version) if self.may_be_free(neighbour(mfn))? => Some(version),
-            _ => None,
+        let refused = match obstacle::of(self.host, owner)? {
+            None => self.marks.beside_free(mfn)?,
+            refused => refused,
         };
-        if !info.hvm {
-            return Ok(match beside_free {
-                _ if self.arguments.check => {
-                    let text = "it belongs to a PV guest: only a suspension of the guest would tell";
-                    of_guest(Verdict::new(mfn, Kind::Refused, "pv-guest", text))
+        let is_pv = self.host.xen.domain_info(owner)?.is_some_and(|info| !info.hvm);
+        let verdict = match refused {
+            Some(refused) if is_pv || refused.reason != "beside-free" => Verdict::refused(mfn, &refused),
+            None if is_pv && !self.arguments.check => return Ok(Begun::Pv(owner)),
+            None if is_pv => {
+                let text = "it belongs to a PV guest: only a suspension of the guest would tell";
+                Verdict::new(mfn, Kind::Refused, "pv-guest", text)
+            }
+            refused => {
+                let exchanged = self.exchange(Guest { domid: owner, name: name.clone() }, mfn, refused);
+                match exchanged {
+                    Err(error) if !error.is_stop() => match toolstack::refusal(self.host, owner)? {
+                        // What failed did because the guest is going, or somebody is at work on it.
+                        Some(refused) => Verdict::refused(mfn, &refused),
+                        None => return Err(error),
+                    },
+                    exchanged => exchanged?,
                 }
-                Some(version) => of_guest(beside_free_memory(mfn, version)),
-                None => Begun::Pv(owner),
-            });
-        }
+            }
+        };
+        Ok(verdict.of_guest(owner, &name).into())
+    }
+
+    /// Has a guest's stub exchange a frame; or see whether it could, where it is beside free memory.
+    fn exchange(&mut self, guest: Guest, mfn: Mfn, beside_free: Option<Refused>) -> Result<Verdict, Error> {
+        let owner = guest.domid;
         let session = match self.sessions.remove(&owner) {
             Some(session) => session,
-            None => Session::open(self.host, Guest { domid: owner, name: name.clone() }, &self.arguments)?,
+            None => Session::open(self.host, guest, &self.arguments)?,
         };
         let only_check = OfflineArguments { check: true, ..self.arguments.clone() };
         let arguments = if beside_free.is_some() { &only_check } else { &self.arguments };
-        let (session, step) = session.exchange(mfn, arguments)?;
+        let (session, step) = session.exchange(mfn, &self.marks, arguments)?;
         self.sessions.extend(session.map(|session| (owner, session)));
-        let verdict = match step {
+        Ok(match step {
             // What an exchange before this one has left, and the stub has let go of now.
             Step::Refused { reason, .. }
-                if reason == Reason::NoGfn.as_str() && self.settled(mfn)?.is_offlined() =>
+                if reason == Reason::NoGfn.as_str() && self.marks.settled(mfn, owner)?.is_offlined() =>
             {
-                Verdict::new(
-                    mfn,
-                    Kind::Done,
-                    "already",
-                    "it was out of its guest before, and is out of use now",
-                )
+                let text = "it was out of its guest before, and is out of use now";
+                Verdict::new(mfn, Kind::Done, "already", text)
             }
             Step::Refused { reason, text } => Verdict::not_exchanged(mfn, reason, &text),
             Step::Fit(prepared) => match beside_free {
-                Some(version) => beside_free_memory(mfn, version),
+                Some(refused) => Verdict::refused(mfn, &refused),
                 None => Verdict::fit(mfn, prepared),
             },
             Step::Stranded(text) => Verdict::stranded(mfn, &text),
-            Step::Exchanged(exchange) => {
-                let state = self.settled(mfn)?;
-                Verdict::exchanged(mfn, &exchange, state)
-            }
-        };
-        Ok(of_guest(verdict))
+            Step::Exchanged(exchange) => Verdict::exchanged(mfn, &exchange),
+        })
     }
 
-    /// Frames of a PV guest, which are marked: dom0 itself exchanges them, with the guest suspended.
+    /// Frames of a PV guest: dom0 itself exchanges them, with the guest suspended.
     fn exchange_pv(&self, owner: Domid, mfns: &[Mfn]) -> Result<Vec<Verdict>, Error> {
         let name = self.host.name_or_number(owner)?;
-        if saving::saver_of(owner).is_some() {
-            let text = "the guest is being saved or migrated: a new frame would be missing from the stream; try again \
-                        afterwards";
-            let refused = |mfn| Verdict::new(mfn, Kind::Refused, "being-saved", text).of_guest(owner, &name);
-            return mfns.iter().map(|&mfn| self.settle(mfn, refused(mfn))).collect();
-        }
-        let report = pv_exchange::run(self.host, owner, mfns);
+        let report = pv_exchange::run(self.host, &self.marks, owner, mfns);
         let told = mfns.iter().enumerate().map(|(nr, &mfn)| {
             let verdict = match &report {
-                Err(error) => Verdict::new(mfn, Kind::Refused, "not-suspended", &error.to_string()),
+                Err(error) => pv_failed(mfn, error),
                 Ok(report) => match report.frames.get(nr) {
-                    Some((_, Ok(done))) => {
-                        Verdict::exchanged_pv(mfn, done, report.stood.unwrap_or_default(), self.settled(mfn)?)
+                    Some(Ok(done)) => {
+                        let state = self.marks.settled(mfn, owner)?;
+                        Verdict::exchanged_pv(mfn, done, report.stood.unwrap_or_default(), state)
                     }
-                    Some((_, Err(error))) => Verdict::not_exchanged(mfn, error.name(), &error.to_string()),
+                    Some(Err(refused)) => Verdict::not_exchanged(mfn, refused.reason, &refused.text),
                     None => {
                         let text = "the exchange of a frame before it failed and left the guest paused";
                         Verdict::new(mfn, Kind::Refused, "not-tried", text)
@@ -319,35 +271,16 @@ impl<'a> Offliner<'a> {
         });
         told.collect()
     }
-
-    /// The state of an old frame once its last users have let go of it, or after [`LET_GO`]; as it is if somebody wants an end.
-    ///
-    /// A guest whose populate-on-demand entries are outstanding has the frame put into its cache instead of freed; marking it
-    /// once more has Xen take it from there (`p2m_pod_offline_or_broken_replace`).
-    fn settled(&self, mfn: Mfn) -> Result<State, Error> {
-        let pause = Duration::from_millis(5);
-        let mut waited = Duration::ZERO;
-        loop {
-            let state = self.state(mfn)?.unwrap_or(State::new(0));
-            if !state.is_pending() {
-                return Ok(state);
-            }
-            if waited >= LET_GO || self.host.interrupt.wait(&[], pause).is_err() {
-                break;
-            }
-            waited += pause;
-        }
-        // Xen crashes the owner of a broken frame that is marked.
-        if !self.state(mfn)?.is_some_and(State::is_broken) {
-            self.host.xen.mark_offline(mfn)?;
-        }
-        Ok(self.state(mfn)?.unwrap_or(State::new(0)))
-    }
 }
 
-/// The other frame of the pair that Xen's allocator merges first.
-fn neighbour(mfn: Mfn) -> Mfn {
-    Mfn::new(mfn.raw() ^ 1)
+/// No frame of a PV guest was touched.
+fn pv_failed(mfn: Mfn, error: &Error) -> Verdict {
+    let reason = match error {
+        Error::Suspend(error) => error.name(),
+        Error::PvExchange(error) => error.name(),
+        _ => return Verdict::failed(mfn, error),
+    };
+    Verdict::new(mfn, Kind::Refused, reason, &error.to_string())
 }
 
 /// A number of no frame, which may be an address.
@@ -366,17 +299,6 @@ fn unowned(mfn: Mfn, version: XenVersion) -> Verdict {
          does it all the same); try again when it is in use, or name it in badpage= on Xen's command line"
     );
     Verdict::new(mfn, Kind::Refused, "no-owner", &text)
-}
-
-/// A frame of a guest that would be freed beside free memory.
-fn beside_free_memory(mfn: Mfn, version: XenVersion) -> Verdict {
-    let text = format!(
-        "it could be exchanged, but {} beside it is free or Xen's own, and Xen {version} damages its lists of free memory \
-         when it takes a frame beside a free one out of use, and may crash later (mended in 4.20.4, 4.21.2 and 4.22; \
-         --careless does it all the same); try again later",
-        neighbour(mfn)
-    );
-    Verdict::new(mfn, Kind::Refused, "beside-free", &text)
 }
 
 fn xens(mfn: Mfn) -> Verdict {

@@ -1,9 +1,14 @@
 //! `stubctl pages`: every frame that is offline, pending or broken.
+//!
+//! **Takes** nothing. **Gives** the frames, and the owners of those that are pending. **Never** marks a frame, nor changes
+//! anything else.
 
 use crate::cli::PagesArguments;
 use crate::error::Error;
-use crate::frame::{Owner, State};
+use crate::ffi::pv::Hypercalls;
+use crate::frame::State;
 use crate::host::Host;
+use crate::marks;
 use crate::text;
 use control::Untrusted;
 use serde_json::{Value, json};
@@ -16,7 +21,8 @@ const CHUNK: u64 = 4096;
 struct Page {
     mfn: Mfn,
     state: State,
-    owner: Option<Domid>,
+    /// The domain that owns it, or those of which one does.
+    owners: Vec<Domid>,
 }
 
 /// Lists them.
@@ -30,8 +36,9 @@ pub(crate) fn run(host: &Host, arguments: &PagesArguments) -> Result<(), Error> 
         }
         nr_looked += nr_frames;
     }
+    let calls = Hypercalls::open()?;
     for page in &mut pages {
-        page.owner = owner(host, page)?;
+        page.owners = owners(host, &calls, page)?;
     }
     if arguments.json {
         println!("{}", text::json(&Value::Array(pages.iter().map(|page| page.json(host)).collect())));
@@ -49,7 +56,7 @@ fn look(host: &Host, first: u64, nr_frames: u64, pages: &mut Vec<Page>) {
     if host.xen.offline_states(Mfn::new(first), &mut words).is_ok() {
         let states = (first..).zip(words.iter().map(|word| State::new(*word)));
         let told = states.filter(|(_, state)| !state.is_ordinary());
-        pages.extend(told.map(|(mfn, state)| Page { mfn: Mfn::new(mfn), state, owner: None }));
+        pages.extend(told.map(|(mfn, state)| Page { mfn: Mfn::new(mfn), state, owners: Vec::new() }));
     } else if nr_frames > 1 {
         let half = nr_frames / 2;
         look(host, first, half, pages);
@@ -57,39 +64,57 @@ fn look(host: &Host, first: u64, nr_frames: u64, pages: &mut Vec<Page>) {
     }
 }
 
-/// The owner of a pending frame, which marking it once more tells and changes nothing. Never of a broken one, whose owner
-/// Xen would crash, and nothing else tells.
-fn owner(host: &Host, page: &Page) -> Result<Option<Domid>, Error> {
+/// The owner of a pending frame: the PV domain that has it, or else every other domain that has memory at the place that the
+/// machine-to-phys table names. Which of those it is only a mark could tell. Nor does anything tell whose a broken frame is.
+fn owners(host: &Host, calls: &Hypercalls, page: &Page) -> Result<Vec<Domid>, Error> {
     if !page.state.is_pending() || page.state.is_broken() {
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    Ok(match Owner::of_mark(host.xen.mark_offline(page.mfn)?) {
-        Owner::Domain(domid) => Some(domid),
-        _ => None,
-    })
+    if let Some(owner) = marks::pv_owner(host, calls, page.mfn)? {
+        return Ok(vec![owner]);
+    }
+    let Some(gfn) = host.xen.place_of(page.mfn)? else { return Ok(Vec::new()) };
+    let mut owners = Vec::new();
+    for (domid, info) in host.xen.domains()? {
+        // Asked for a place that waits for a frame, Xen gives it one.
+        let has =
+            info.hvm && (host.xen.populates_on_demand(domid)? || marks::has_frame(calls, domid, gfn.raw())?);
+        owners.extend(has.then_some(domid));
+    }
+    Ok(owners)
 }
 
 impl Page {
-    fn name(&self, host: &Host) -> Option<Untrusted<String>> {
-        host.name_of(self.owner?).ok().flatten()
+    fn name(host: &Host, domid: Domid) -> Option<Untrusted<String>> {
+        host.name_of(domid).ok().flatten()
     }
 
     fn json(&self, host: &Host) -> Value {
+        let owner = match self.owners[..] {
+            [owner] => Some(owner),
+            _ => None,
+        };
         json!({
             "mfn": self.mfn.raw(),
             "state": self.state.to_string(),
-            "domid": self.owner.map(Domid::raw),
-            "guest": self.name(host),
+            "domid": owner.map(Domid::raw),
+            "guest": owner.and_then(|owner| Self::name(host, owner)).map(|name| name.raw().to_owned()),
+            "one_of": self.owners.iter().map(|owner| owner.raw()).collect::<Vec<_>>(),
         })
     }
 
     fn line(&self, host: &Host) -> String {
-        let owner = self.owner.map(|domid| {
-            format!(
-                ", owned by {} ({domid})",
-                self.name(host).unwrap_or_else(|| Untrusted::new("a domain without a name".to_owned()))
-            )
-        });
-        format!("{}: {}{}", self.mfn, self.state, owner.unwrap_or_default())
+        let named = |domid: &Domid| {
+            let name = Self::name(host, *domid)
+                .unwrap_or_else(|| Untrusted::new("a domain without a name".to_owned()));
+            format!("{name} ({domid})")
+        };
+        let owners: Vec<_> = self.owners.iter().map(named).collect();
+        let owned = match owners.len() {
+            0 => String::new(),
+            1 => format!(", owned by {}", owners[0]),
+            _ => format!(", owned by one of {}", owners.join(", ")),
+        };
+        format!("{}: {}{owned}", self.mfn, self.state)
     }
 }

@@ -1,50 +1,67 @@
 //! Exchange of frames under a PV guest, with dom0's rights: Xen ties a stub to HVM and PVH guests only.
 //!
-//! **Takes** a PV guest and frames of it that are marked offline. **Gives** a verdict on each. **Never** decides what may
-//! move: that is `migration::exchange_pv`, for which this is Xen.
+//! **Takes** a PV guest and frames of it. **Gives** a verdict on each. **Never** decides what may move: that is
+//! `migration::exchange_pv`, for which this is Xen; and never suspends a guest for frames of which it is known before that
+//! they stay.
 //!
-//! The guest is suspended once for all frames of a call.
+//! The guest is suspended once for all frames of a call. Each is marked in the call to Xen that exchanges it.
 
 use crate::error::Error;
 use crate::ffi::foreign::ForeignMemory;
+use crate::ffi::marking::Cpu;
 use crate::ffi::pv::Hypercalls;
 use crate::host::{Host, home};
+use crate::marks::Marks;
 use crate::pv_suspend::{SuspendError, Suspended};
 use crate::standstill::Lock;
+use crate::verdict::Refused;
 use migration::exchange_pv::{
-    Error as ExchangeError, Exchanged, Exchanger, Facts, PageType, PvGuest, Role, Root, Update, WORDS, Words,
-    grants,
+    Error as ExchangeError, Exchanged, Exchanger, Facts, PageType, PvGuest, Refusal, Role, Root, Update,
+    WORDS, Words, grants,
 };
 use migration::xen::Errno;
 use std::time::Duration;
 use xen_abi::types::{Domid, Mfn, Pfn};
 
 /// What came of a frame.
-pub(crate) type Outcome = Result<Exchanged, ExchangeError>;
+pub(crate) type Outcome = Result<Exchanged, Refused>;
 
 /// What came of the frames.
 pub(crate) struct Report {
     /// Each frame, in the order asked for.
-    pub(crate) frames: Vec<(Mfn, Outcome)>,
-    /// How long the guest stood still; `None` when it stands for good.
+    pub(crate) frames: Vec<Outcome>,
+    /// How long the guest stood still; `None` when it stands for good, or was not suspended.
     pub(crate) stood: Option<Duration>,
 }
 
-/// Exchanges frames of one PV guest; a frame that Xen would not retire has to be marked offline before.
+/// Exchanges frames of one PV guest.
 ///
 /// After [`ExchangeError::Lost`] the guest stays paused, and frames that come later are not tried.
 ///
 /// # Errors
 /// No frame was touched: there is no such guest, it does not suspend, its memory cannot be surveyed.
-pub(crate) fn run(host: &Host, domid: Domid, mfns: &[Mfn]) -> Result<Report, Error> {
+pub(crate) fn run(host: &Host, marks: &Marks<'_>, domid: Domid, mfns: &[Mfn]) -> Result<Report, Error> {
+    let cpu = match marks.cpu_for_pv()? {
+        Ok(cpu) => cpu,
+        Err(refused) => return Ok(Report { frames: vec![Err(refused); mfns.len()], stood: None }),
+    };
     let _lock = Lock::take(host, domid)?;
+    let mut xen =
+        Dom0 { host, domid, cpu, memory: ForeignMemory::open(domid)?, hypercalls: Hypercalls::open()? };
+    let known = xen.known(mfns)?;
+    if let Some(frames) = known.iter().map(|refused| refused.clone().map(Err)).collect() {
+        return Ok(Report { frames, stood: None });
+    }
     let suspended = Suspended::new(host, domid)?;
-    let mut xen = Dom0 { host, domid, memory: ForeignMemory::open(domid)?, hypercalls: Hypercalls::open()? };
-    let mut exchanger = Exchanger::new(xen.facts()?, mfns, &mut xen)?;
+    let mut exchanger = Exchanger::new(xen.facts(Moment::Suspended)?, mfns, &mut xen)?;
     let mut frames = Vec::with_capacity(mfns.len());
-    for &mfn in mfns {
+    for (&mfn, known) in mfns.iter().zip(known) {
+        if let Some(refused) = known.or(marks.beside_free(mfn)?) {
+            frames.push(Err(refused));
+            continue;
+        }
         let outcome = exchanger.exchange(mfn, &mut xen);
-        frames.push((mfn, outcome));
+        frames.push(outcome.map_err(refused));
         if outcome.is_err_and(|error| !error.leaves_guest_intact()) {
             suspended.leave();
             return Ok(Report { frames, stood: None });
@@ -53,24 +70,59 @@ pub(crate) fn run(host: &Host, domid: Domid, mfns: &[Mfn]) -> Result<Report, Err
     Ok(Report { frames, stood: Some(suspended.end()) })
 }
 
+fn refused(error: ExchangeError) -> Refused {
+    Refused::new(error.name(), error.to_string())
+}
+
+/// When the guest is looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    /// What its vCPUs have loaded changes all the time.
+    Running,
+    Suspended,
+}
+
 /// Xen, as dom0 has it for one suspended PV guest.
 struct Dom0<'a> {
     host: &'a Host,
     domid: Domid,
+    /// Where its frames may be marked.
+    cpu: Cpu,
     memory: ForeignMemory,
     hypercalls: Hypercalls,
 }
 
 impl Dom0<'_> {
+    /// What keeps frames where they are, as far as the running guest shows it.
+    ///
+    /// # Errors
+    /// It keeps all frames: the guest need not be suspended to see that.
+    fn known(&mut self, mfns: &[Mfn]) -> Result<Vec<Option<Refused>>, Error> {
+        let facts = self.facts(Moment::Running)?;
+        let exchanger = match Exchanger::new(facts, mfns, self) {
+            Ok(exchanger) => exchanger,
+            // A table that went while it was read.
+            Err(ExchangeError::Xen { .. }) => return Ok(vec![None; mfns.len()]),
+            Err(error) => return Err(error.into()),
+        };
+        let known = mfns.iter().map(|&mfn| match exchanger.check(mfn) {
+            // Its place may have changed under the survey.
+            Ok(_) | Err(ExchangeError::Refused { refusal: Refusal::NoPfn, .. }) => None,
+            Err(error) => Some(refused(error)),
+        });
+        Ok(known.collect())
+    }
+
     /// Collects what is known of the guest besides its memory.
-    fn facts(&self) -> Result<Facts, Error> {
+    fn facts(&self, moment: Moment) -> Result<Facts, Error> {
         let info = self.host.xen.domain_info(self.domid)?.ok_or(SuspendError::Gone(self.domid))?;
         let mut reserved = vec![(info.shared_info, Role::SharedInfo)];
         for (node, role) in [("store/ring-ref", Role::Store), ("console/ring-ref", Role::Console)] {
             let mfn = self.host.store.read_number(&home(self.domid, node))?.map(Mfn::new);
             reserved.extend(mfn.map(|mfn| (mfn, role)));
         }
-        for vcpu in 0..=info.max_vcpu {
+        let nr_vcpus = if moment == Moment::Suspended { info.max_vcpu + 1 } else { 0 };
+        for vcpu in 0..nr_vcpus {
             let Some(frames) = self.host.xen.vcpu_frames(self.domid, vcpu)? else { continue };
             reserved.extend((vcpu == 0).then_some((frames.start_info, Role::StartInfo)));
             reserved.extend(frames.gdt.iter().map(|mfn| (*mfn, Role::DescriptorTable)));
@@ -140,7 +192,8 @@ impl PvGuest for Dom0<'_> {
     }
 
     fn exchange(&mut self, old: Mfn, pfn: Pfn) -> Result<Mfn, Errno> {
-        self.hypercalls.exchange(self.domid, old, pfn).map_err(Errno::new)
+        let exchanged = self.hypercalls.mark_and_exchange(&self.host.xen, self.domid, old, pfn, self.cpu);
+        exchanged.map_err(Errno::new)
     }
 }
 

@@ -45,6 +45,18 @@ pub(crate) enum SuspendError {
     Slow(Domid),
 }
 
+impl SuspendError {
+    /// Names the reason in a word, for scripts.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Gone(_) | Self::NotPv(_) => "changing-hands",
+            Self::Shutdown(_) | Self::Paused(_) | Self::Busy(..) => "not-suspended",
+            // Perhaps it cannot: asking it again and again would be in vain.
+            Self::Slow(_) => "does-not-suspend",
+        }
+    }
+}
+
 impl fmt::Display for SuspendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -58,7 +70,7 @@ impl fmt::Display for SuspendError {
             Self::Slow(domid) => {
                 write!(
                     f,
-                    "{domid} did not suspend within {} s; the request was taken back",
+                    "{domid} did not suspend within {} s, as if its kernel could not; the request was taken back",
                     PATIENCE.as_secs()
                 )
             }

@@ -18,8 +18,10 @@ pub(crate) mod rescue;
 use crate::error::Error;
 use crate::host::Host;
 use crate::interrupt::Interrupt;
+use crate::marks::{Ended, Marks};
 use crate::qmp::{Qmp, QmpError};
-use crate::saving;
+use crate::toolstack;
+use crate::verdict::Refused;
 use crate::wait::Wait;
 use control::exchange::{Repair, Swapping};
 pub(crate) use record::Lock;
@@ -27,7 +29,7 @@ use record::{Record, Room};
 use std::fmt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use xen_abi::types::{Domid, Gfn};
+use xen_abi::types::{Domid, Gfn, Mfn};
 
 /// How long a guardian with nothing to do may take to end.
 const GUARDIAN: Duration = Duration::from_secs(5);
@@ -76,8 +78,17 @@ impl<'a> Care<'a> {
         Ok(())
     }
 
-    /// The exchange is over: takes the room back.
-    pub(crate) fn end(&mut self) -> Result<(), Error> {
+    /// Ends the mark of the frame, if it has one; gives what became of it.
+    pub(crate) fn end_mark(&mut self, marks: &Marks<'_>) -> Result<Option<Ended>, Error> {
+        let Some(mfn) = self.record.mark else { return Ok(None) };
+        let ended = marks.end(mfn, self.guest)?;
+        self.record.mark = None;
+        self.write().map(|()| Some(ended))
+    }
+
+    /// The exchange is over: takes mark and room back.
+    pub(crate) fn end(&mut self, marks: &Marks<'_>) -> Result<(), Error> {
+        self.end_mark(marks)?;
         self.end_room()?;
         self.record.repair = None;
         self.write()
@@ -93,18 +104,25 @@ impl<'a> Care<'a> {
         self.record.repair.unwrap_or(Repair { swapping: None, scratch_region: None })
     }
 
-    /// Holds the guest and its device model still, for a swap that may take a superpage from the guest for a while.
+    /// Holds the guest and its device model still, for a swap of this frame that may take a superpage from the guest for a
+    /// while. The frame is marked at the last moment: by `mark`, which says why not.
     ///
     /// # Errors
     /// It cannot be held. What was stopped by then goes on, or stays on record.
-    pub(crate) fn hold(&mut self, swapping: Option<Swapping>) -> Result<Hold<'_, 'a>, Error> {
+    pub(crate) fn hold(
+        &mut self,
+        swapping: Option<Swapping>,
+        mfn: Mfn,
+        mark: impl FnOnce() -> Result<Option<Refused>, Error>,
+    ) -> Result<Hold<'_, 'a>, Error> {
         let (host, guest) = (self.host, self.guest);
         let device_model = match self.device_model()? {
             Ok(device_model) => device_model,
-            Err(refusal) => return Ok(Err(refusal)),
+            Err(refusal) => return Ok(Err(Refused::new(refusal.name(), refusal.to_string()))),
         };
         self.record.stands = true;
         self.record.device_model_stopped = device_model.is_some();
+        self.record.mark = Some(mfn);
         if let Some(repair) = &mut self.record.repair {
             repair.swapping = swapping;
         }
@@ -114,10 +132,9 @@ impl<'a> Care<'a> {
         if let Some(device_model) = &mut standstill.device_model {
             device_model.stop()?;
         }
-        // As late as the guest's vCPUs still run: a helper that starts now has to reach Xen before it can miss anything.
-        if saving::saver_of(guest).is_some() {
+        if let Some(refused) = mark()? {
             standstill.end()?;
-            return Ok(Err(Refusal::BeingSaved));
+            return Ok(Err(refused));
         }
         standstill.paused = Some(Instant::now());
         if let Err(error) = host.xen.pause(guest) {
@@ -142,7 +159,7 @@ impl<'a> Care<'a> {
             return Ok(Err(Refusal::BeingSaved));
         }
         let is_stopped = state.as_ref().is_some_and(|state| self.record.was_paused || state != "running");
-        if is_stopped && saving::saver_of(self.guest).is_some() {
+        if is_stopped && toolstack::is_saving(self.guest) {
             return Ok(Err(Refusal::BeingSaved));
         }
         Ok(match state {
@@ -167,6 +184,10 @@ impl<'a> Care<'a> {
 
 impl Drop for Care<'_> {
     fn drop(&mut self) {
+        let unmarked = match self.record.mark {
+            Some(_) => Marks::new(self.host, false).and_then(|marks| self.end_mark(&marks)).map(drop),
+            None => Ok(()),
+        };
         let cleared = if self.is_kept {
             // It would only fail as we have.
             self.guardian.dismiss();
@@ -177,7 +198,8 @@ impl Drop for Care<'_> {
             self.guardian.outlive();
             self.end_room().and_then(|()| self.write())
         } else {
-            self.end_room().and_then(|()| Record::remove(self.host, self.guest))
+            // A mark that stays is for the guardian to take back.
+            self.end_room().and(unmarked).and_then(|()| Record::remove(self.host, self.guest))
         };
         if let Err(error) = cleared {
             log::warn!("{error}");
@@ -186,7 +208,7 @@ impl Drop for Care<'_> {
 }
 
 /// What came of [`Care::hold`].
-pub(crate) type Hold<'c, 'a> = Result<Standstill<'c, 'a>, Refusal>;
+pub(crate) type Hold<'c, 'a> = Result<Standstill<'c, 'a>, Refused>;
 
 /// Why a guest is not held still. All but a dead device model may go away by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]

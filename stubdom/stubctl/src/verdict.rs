@@ -51,6 +51,21 @@ impl Kind {
     }
 }
 
+/// Why a frame is left as it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    /// By name.
+    pub(crate) reason: &'static str,
+    /// In words.
+    pub(crate) text: String,
+}
+
+impl Refused {
+    pub(crate) fn new(reason: &'static str, text: impl Into<String>) -> Self {
+        Self { reason, text: text.into() }
+    }
+}
+
 /// What came of one frame.
 #[derive(Clone, Debug)]
 pub(crate) struct Verdict {
@@ -67,6 +82,11 @@ pub(crate) struct Verdict {
 impl Verdict {
     pub(crate) fn new(mfn: Mfn, kind: Kind, reason: &'static str, text: &str) -> Self {
         Self { mfn, kind, reason, text: text.to_owned(), guest: None, details: None }
+    }
+
+    /// A frame that is left as it was.
+    pub(crate) fn refused(mfn: Mfn, refused: &Refused) -> Self {
+        Self::new(mfn, Kind::Refused, refused.reason, &refused.text)
     }
 
     /// A frame that was not exchanged, for a reason of this name.
@@ -92,7 +112,8 @@ impl Verdict {
 
     /// Whether the reason may go away by itself, without any more errors of the frame.
     pub(crate) fn is_transient(&self) -> bool {
-        const REASONS: [&str; 15] = [
+        const REASONS: [&str; 17] = [
+            "being-built",
             "being-saved",
             "beside-free",
             "changing-hands",
@@ -101,6 +122,7 @@ impl Verdict {
             "dom0s",
             "dying",
             "granted",
+            "monitored",
             "moved",
             "no-memory",
             "no-owner",
@@ -139,7 +161,8 @@ impl Verdict {
     }
 
     /// An exchange, and what Xen says of the old frame now.
-    pub(crate) fn exchanged(mfn: Mfn, exchange: &Exchange, state: State) -> Self {
+    pub(crate) fn exchanged(mfn: Mfn, exchange: &Exchange) -> Self {
+        let state = exchange.ended.state;
         let outcome = exchange.swapped.outcome.as_str();
         let pause_us = exchange.stood.guest.as_micros();
         let whole = match exchange.swapped.outcome {
@@ -190,7 +213,10 @@ impl Verdict {
             "state": state.to_string(),
             "old_frames_held": nr_held,
         }));
-        verdict
+        match exchange.ended.for_xen {
+            Some(version) => verdict.unmarked(version),
+            None => verdict,
+        }
     }
 
     /// An exchange under a PV guest that stood still for `stood`, for all frames of the call, and what Xen says of the old
@@ -270,6 +296,22 @@ mod tests {
             words.contains("LOST") && words.contains("of db (d3)") && words.contains("destroy it"),
             "{words}"
         );
+    }
+
+    #[test]
+    fn what_does_not_pass_by_itself_is_not_asked_again_and_again() {
+        use crate::pv_suspend::SuspendError;
+        use migration::exchange_pv::Error;
+        let is_transient = |reason| Verdict::not_exchanged(MFN, reason, "").is_transient();
+        let domid = Domid::new(3);
+        for reason in ["being-built", "being-saved", "dying", "monitored", SuspendError::Paused(domid).name()]
+        {
+            assert!(is_transient(reason), "{reason}");
+        }
+        let huge = Error::HugeP2m { max_pfn: 2, limit: 1 };
+        for reason in ["passthrough", "stubs-own", huge.name(), SuspendError::Slow(domid).name()] {
+            assert!(!is_transient(reason), "{reason}");
+        }
     }
 
     #[test]

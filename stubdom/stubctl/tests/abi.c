@@ -11,10 +11,8 @@
 
 xc_interface *xc_interface_open(xentoollog_logger *, xentoollog_logger *, unsigned int);
 int xc_interface_close(xc_interface *);
-int xc_get_online_cpus(xc_interface *);
 int xc_get_cpumap_size(xc_interface *);
 int xc_vcpu_getaffinity(xc_interface *, uint32_t, int, xc_cpumap_t, xc_cpumap_t, uint32_t);
-int xc_vcpu_setaffinity(xc_interface *, uint32_t, int, xc_cpumap_t, xc_cpumap_t, uint32_t);
 int xc_version(xc_interface *, int, void *);
 int xc_domain_getinfolist(xc_interface *, uint32_t, unsigned int, xen_domctl_getdomaininfo_t *);
 int xc_domain_set_target(xc_interface *, uint32_t, uint32_t);
@@ -23,6 +21,9 @@ int xc_domain_pause(xc_interface *, uint32_t);
 int xc_domain_setmaxmem(xc_interface *, uint32_t, uint64_t);
 int xc_get_machine_memory_map(xc_interface *, struct e820entry *, uint32_t);
 int xc_maximum_ram_page(xc_interface *, unsigned long *);
+int xc_domain_get_pod_target(xc_interface *, uint32_t, uint64_t *, uint64_t *, uint64_t *);
+int xc_monitor_resume(xc_interface *, uint32_t);
+int xc_altp2m_get_domain_state(xc_interface *, uint32_t, bool *);
 int xc_mark_page_online(xc_interface *, unsigned long, unsigned long, uint32_t *);
 int xc_mark_page_offline(xc_interface *, unsigned long, unsigned long, uint32_t *);
 int xc_query_page_offline_status(xc_interface *, unsigned long, unsigned long, uint32_t *);
@@ -136,6 +137,16 @@ CHECK(MMUEXT_PIN_L1_TABLE == 0 && MMUEXT_PIN_L4_TABLE == 3 && MMUEXT_UNPIN_TABLE
 CHECK(sizeof(mmu_update_t) == 16 && MMU_NORMAL_PT_UPDATE == 0);
 CHECK(sizeof(struct xen_memory_reservation) == 32 && offsetof(struct xen_memory_reservation, domid) == 24);
 CHECK(sizeof(struct xen_memory_exchange) == 72 && offsetof(struct xen_memory_exchange, nr_exchanged) == 64);
+CHECK(sizeof(struct multicall_entry) == 64 && offsetof(struct multicall_entry, args) == 16);
+CHECK(sizeof(struct xen_sysctl) == 136 && XEN_SYSCTL_INTERFACE_VERSION == 0x15 && XEN_SYSCTL_page_offline_op == 14);
+CHECK(offsetof(struct xen_sysctl, u.page_offline.cmd) == 8 && offsetof(struct xen_sysctl, u.page_offline.start) == 12);
+CHECK(offsetof(struct xen_sysctl, u.page_offline.end) == 16 && offsetof(struct xen_sysctl, u.page_offline.status) == 24);
+CHECK(sysctl_page_offline == 1 && sysctl_page_online == 2 && XEN_DOMCTL_setvcpuaffinity == 9);
+CHECK(offsetof(struct xen_domctl, u.vcpuaffinity.vcpu) == 16 && offsetof(struct xen_domctl, u.vcpuaffinity.flags) == 20);
+CHECK(offsetof(struct xen_domctl, u.vcpuaffinity.cpumap_hard.bitmap) == 24);
+CHECK(offsetof(struct xen_domctl, u.vcpuaffinity.cpumap_hard.nr_bits) == 32);
+CHECK(offsetof(struct xen_domctl, u.vcpuaffinity.cpumap_soft.bitmap) == 40);
+CHECK(__HYPERVISOR_multicall == 13 && __HYPERVISOR_sysctl == 35);
 CHECK(__HYPERVISOR_memory_op == 12 && XENMEM_exchange == 11);
 CHECK(__HYPERVISOR_mmu_update == 1 && __HYPERVISOR_domctl == 36);
 CHECK(sizeof(grant_entry_v1_t) == 8 && sizeof(grant_entry_v2_t) == 16);

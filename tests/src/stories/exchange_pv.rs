@@ -52,6 +52,7 @@ fn exchange_pv(stage: &Stage) -> Telling {
     let watchers = nr_watchers(stage)?;
     let before = limits(stage, GUEST, "")?;
     let data = frames(stage, "type 0x0)", NR_FRAMES)?;
+    on_cpu_0(stage, data.last().map_or("", String::as_str))?;
     ensure(data.len() == NR_FRAMES, || format!("{} frames of data", data.len()))?;
     let first = data.first().map_or("", String::as_str);
     stock(stage, first)?;
@@ -93,6 +94,14 @@ fn exchange_pv(stage: &Stage) -> Telling {
     beside_stock(stage)
 }
 
+/// Where dom0 has no other CPU than the first, Xen may hang over such a frame.
+fn on_cpu_0(stage: &Stage, mfn: &str) -> Telling {
+    stage.sh("xl cpupool-cpu-remove Pool-0 1")?;
+    let refused = refuses(stage, mfn, "dom0-on-cpu-0");
+    stage.sh("xl cpupool-cpu-add Pool-0 1")?;
+    refused
+}
+
 /// What must stay is refused by name, and is where it was.
 fn refusals(stage: &Stage) -> Telling {
     let p2m = format!("xen-mfndump dump-p2m $(xl domid {GUEST}) | md5sum");
@@ -101,6 +110,7 @@ fn refusals(stage: &Stage) -> Telling {
         let mfn = stage.sh(&format!("xenstore-read /local/domain/$(xl domid {GUEST})/{node}"))?;
         refuses(stage, &mfn, reason)?;
     }
+    passthrough(stage)?;
     let start_info = stage.sh(START_INFO)?;
     refuses(stage, &start_info, "start-info")?;
     let limits = limits(stage, GUEST, "")?;
@@ -117,6 +127,24 @@ fn refusals(stage: &Stage) -> Telling {
     })?;
     let after = stage.sh(&p2m)?;
     ensure(before == after, || "the refusals changed the guest's p2m".into())
+}
+
+/// No device is there: the node in xenstore that names one is made up. The guest is not asked to suspend, which would write
+/// the node that is watched.
+fn passthrough(stage: &Stage) -> Telling {
+    let mfn = frames(stage, "type 0x0)", 1)?.concat();
+    let domid = stage.sh(&format!("xl domid {GUEST}"))?;
+    let devices = format!("/local/domain/0/backend/pci/{domid}");
+    stage.sh(&format!(
+        "xenstore-write {devices}/0/online 1
+        setsid xenstore-watch /local/domain/{domid}/control/shutdown >/run/asked 2>&1 </dev/null & echo $! >/run/asked.pid
+        until [ -s /run/asked ]; do sleep 0.1; done; cp /run/asked /run/asked.first"
+    ))?;
+    refuses(stage, &mfn, "passthrough")?;
+    stage.sh(&format!(
+        "xenstore-rm {devices}; sleep 0.5; kill $(cat /run/asked.pid); cmp /run/asked /run/asked.first"
+    ))?;
+    Ok(())
 }
 
 /// Frames of the guest whose line in its p2m says `what`, at places that are the same each time.

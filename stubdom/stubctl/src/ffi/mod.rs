@@ -6,7 +6,7 @@
 
 pub(crate) mod event;
 pub(crate) mod foreign;
-mod marking;
+pub(crate) mod marking;
 mod pages;
 pub(crate) mod pv;
 pub(crate) mod sys;

@@ -4,13 +4,22 @@
 use super::xenctrl::{XcInterface, XenError, Xenctrl, done};
 use std::ffi::{c_int, c_ulong};
 use std::ptr::{self, NonNull};
-use xen_abi::types::{Domid, Mfn};
+use xen_abi::types::{Domid, Gfn, Mfn};
 
 #[link(name = "xenctrl")]
 unsafe extern "C" {
     fn xc_domain_setmaxmem(xch: *mut XcInterface, domid: u32, max_memkb: u64) -> c_int;
     fn xc_maximum_ram_page(xch: *mut XcInterface, max_mfn: *mut c_ulong) -> c_int;
     fn xc_get_machine_memory_map(xch: *mut XcInterface, entries: *mut E820Entry, max_entries: u32) -> c_int;
+    fn xc_domain_get_pod_target(
+        xch: *mut XcInterface,
+        domid: u32,
+        tot_pages: *mut u64,
+        pod_cache_pages: *mut u64,
+        pod_entries: *mut u64,
+    ) -> c_int;
+    fn xc_monitor_resume(xch: *mut XcInterface, domain_id: u32) -> c_int;
+    fn xc_altp2m_get_domain_state(xch: *mut XcInterface, dom: u32, state: *mut bool) -> c_int;
 }
 
 #[link(name = "xenguest")]
@@ -77,6 +86,47 @@ impl Xenctrl {
         done(rc, "xc_domain_setmaxmem", domid)
     }
 
+    /// Tells whether somebody watches the domain's memory: through a ring of events, or by other views of it (altp2m).
+    ///
+    /// Resuming a monitor has Xen take the answers that wait in its ring, as the monitor's next event does. It is the one call
+    /// that says whether there is a ring (`vm_event_resume`, `xen/common/vm_event.c`) and asks for nothing else.
+    pub(crate) fn is_monitored(&self, domid: Domid) -> Result<bool, XenError> {
+        // SAFETY: the handle is open; the call takes numbers only.
+        let rc = unsafe { xc_monitor_resume(self.raw(), domid.raw().into()) };
+        if rc >= 0 {
+            return Ok(true);
+        }
+        match super::last_errno() {
+            // No ring; a PV domain, or a Xen without monitors.
+            libc::ENODEV | libc::EOPNOTSUPP | libc::ENOSYS => {}
+            _ => done(rc, "xc_monitor_resume", domid)?,
+        }
+        let mut is_active = false;
+        // SAFETY: the handle is open; `is_active` is written.
+        let rc = unsafe { xc_altp2m_get_domain_state(self.raw(), domid.raw().into(), &raw mut is_active) };
+        match super::last_errno() {
+            // No domain of that kind, or a host that cannot do it.
+            libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS if rc < 0 => Ok(false),
+            _ => done(rc, "xc_altp2m_get_domain_state", domid).map(|()| is_active),
+        }
+    }
+
+    /// Tells whether places of the domain's memory wait for a frame, or frames for a place (populate on demand).
+    pub(crate) fn populates_on_demand(&self, domid: Domid) -> Result<bool, XenError> {
+        let (mut total, mut cached, mut waiting) = (0, 0, 0);
+        // SAFETY: the handle is open; the three counts are written.
+        let rc = unsafe {
+            xc_domain_get_pod_target(
+                self.raw(),
+                domid.raw().into(),
+                &raw mut total,
+                &raw mut cached,
+                &raw mut waiting,
+            )
+        };
+        done(rc, "xc_domain_get_pod_target", domid).map(|()| cached > 0 || waiting > 0)
+    }
+
     /// The frame past the host's memory (`XENMEM_maximum_ram_page`, which is named after the highest).
     pub(crate) fn end_mfn(&self) -> Result<Mfn, XenError> {
         let mut end = 0;
@@ -99,6 +149,11 @@ impl Xenctrl {
     /// Tells, by the machine-to-phys table, whether a domain has the frame at a place of its memory. If not it is free, or
     /// Xen's own.
     pub(crate) fn has_place(&self, mfn: Mfn) -> Result<bool, XenError> {
+        Ok(self.place_of(mfn)?.is_some())
+    }
+
+    /// The place, by the machine-to-phys table, at which some domain has the frame.
+    pub(crate) fn place_of(&self, mfn: Mfn) -> Result<Option<Gfn>, XenError> {
         let table = match self.machine_to_phys().get() {
             Some(table) => table,
             None => {
@@ -106,7 +161,7 @@ impl Xenctrl {
                 self.machine_to_phys().get_or_init(|| table)
             }
         };
-        Ok(table.gfn(mfn)? != NO_GFN)
+        Ok(Some(table.gfn(mfn)?).filter(|gfn| *gfn != NO_GFN).map(Gfn::new))
     }
 
     /// Takes the mark back; gives the status word (`PG_ONLINE_*`).

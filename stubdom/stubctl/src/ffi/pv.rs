@@ -66,8 +66,6 @@ type VcpuContext = [u64; 646];
 const MMUEXT_PIN_L1_TABLE: c_uint = 0;
 const MMUEXT_UNPIN_TABLE: c_uint = 4;
 const HYPERVISOR_MMU_UPDATE: c_uint = 1;
-const HYPERVISOR_MEMORY_OP: c_uint = 12;
-const XENMEM_EXCHANGE: u64 = 11;
 const HYPERVISOR_DOMCTL: c_uint = 36;
 const XEN_DOMCTL_INTERFACE_VERSION: u32 = 0x15;
 const XEN_DOMCTL_GETPAGEFRAMEINFO3: u32 = 61;
@@ -259,8 +257,18 @@ impl Hypercalls {
         if rc < 0 { Err((nr_done.words()[0] as usize, super::last_errno())) } else { Ok(()) }
     }
 
-    /// Exchanges a frame for another that Xen chooses and calls `pfn` (`XENMEM_exchange`); `Err` is a positive errno.
-    pub(crate) fn exchange(&self, domid: Domid, old: Mfn, pfn: Pfn) -> Result<Mfn, i32> {
+    /// A hypercall of two arguments.
+    ///
+    /// # Safety
+    /// The arguments name memory that Xen may read and write until this returns.
+    pub(super) unsafe fn call2(&self, op: c_uint, first: u64, second: u64) -> c_int {
+        // SAFETY: the handle is open; the caller vouches for the arguments.
+        unsafe { xencall2(self.0.as_ptr(), op, first, second) }
+    }
+
+    /// What `XENMEM_exchange` takes for one frame, for which Xen chooses another and calls it `pfn`; `Err` is a positive
+    /// errno.
+    pub(super) fn exchange_of(&self, domid: Domid, old: Mfn, pfn: Pfn) -> Result<Exchange<'_>, i32> {
         let mut from = Buffer::<u64>::new(self, 1)?;
         from.words()[0] = old.raw();
         let mut to = Buffer::<u64>::new(self, 1)?;
@@ -275,10 +283,7 @@ impl Hypercalls {
         };
         let mut exchange = Buffer::<MemoryExchange>::new(self, 1)?;
         exchange.words()[0] = MemoryExchange { from: one(&from), to: one(&to), nr_exchanged: 0 };
-        let (handle, address) = (self.0.as_ptr(), exchange.address());
-        // SAFETY: the handle is open; the structure and the two lists of one entry are hypercall buffers.
-        let rc = unsafe { xencall2(handle, HYPERVISOR_MEMORY_OP, XENMEM_EXCHANGE, address) };
-        if rc < 0 { Err(super::last_errno()) } else { Ok(Mfn::new(to.words()[0])) }
+        Ok(Exchange { call: exchange, _from: from, to })
     }
 
     /// `XEN_DOMCTL_getpageframeinfo3` for at most 1024 frames; `Err` is a positive errno.
@@ -328,26 +333,49 @@ fn page_type_of(word: u64) -> PageType {
     }
 }
 
+/// An exchange of one frame, with its two lists of one entry.
+pub(super) struct Exchange<'a> {
+    call: Buffer<'a, MemoryExchange>,
+    _from: Buffer<'a, u64>,
+    to: Buffer<'a, u64>,
+}
+
+impl Exchange<'_> {
+    pub(super) fn address(&self) -> u64 {
+        self.call.address()
+    }
+
+    /// The frame that Xen has put there, once it has.
+    pub(super) fn new_frame(&mut self) -> Mfn {
+        Mfn::new(self.to.words()[0])
+    }
+}
+
 /// Memory that Xen may read and write while a hypercall runs; zero at first. `T` is plain words.
-struct Buffer<'a, T> {
+pub(super) struct Buffer<'a, T> {
     owner: &'a Hypercalls,
     start: NonNull<T>,
     len: usize,
 }
 
 impl<'a, T> Buffer<'a, T> {
-    fn new(owner: &'a Hypercalls, len: usize) -> Result<Self, i32> {
+    pub(super) fn new(owner: &'a Hypercalls, len: usize) -> Result<Self, i32> {
         let size = len.checked_mul(size_of::<T>()).ok_or(libc::E2BIG)?;
         // SAFETY: the handle is open; the buffer is page aligned and zeroed.
         let start = unsafe { xencall_alloc_buffer(owner.0.as_ptr(), size.max(1)) };
         Ok(Self { owner, start: NonNull::new(start.cast()).ok_or_else(super::last_errno)?, len })
     }
 
-    fn address(&self) -> u64 {
+    pub(super) fn address(&self) -> u64 {
         self.start.as_ptr() as u64
     }
 
-    fn words(&mut self) -> &mut [T] {
+    /// The address, for a structure that Xen follows.
+    pub(super) fn start(&self) -> *mut T {
+        self.start.as_ptr()
+    }
+
+    pub(super) fn words(&mut self) -> &mut [T] {
         // SAFETY: the buffer has room for `len` values, is aligned, zeroed at first (all bits zero is a value of every `T`
         // used here), exclusively borrowed, and Xen writes only during a hypercall.
         unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }

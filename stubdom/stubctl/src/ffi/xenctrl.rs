@@ -231,21 +231,31 @@ impl Xenctrl {
 
     /// The domain that was made with this handle, which its toolstack chose (`uuid` in xl's configuration).
     pub(crate) fn domain_made_as(&self, handle: [u8; 16]) -> Result<Option<Domid>, XenError> {
+        let infos = self.domain_infos()?;
+        Ok(infos.iter().find(|info| info.handle == handle).map(|info| Domid::new(info.domain)))
+    }
+
+    /// All domains.
+    pub(crate) fn domains(&self) -> Result<Vec<(Domid, DomainInfo)>, XenError> {
+        let infos = self.domain_infos()?;
+        Ok(infos.into_iter().map(|info| (Domid::new(info.domain), info.into())).collect())
+    }
+
+    fn domain_infos(&self) -> Result<Vec<GetDomainInfo>, XenError> {
         const BATCH: c_uint = 64;
-        let mut list = [GetDomainInfo::default(); BATCH as usize];
+        let mut infos = Vec::new();
         let mut first = 0;
         loop {
-            // SAFETY: the handle is open; `list` has room for the entries asked for.
-            let nr = unsafe { xc_domain_getinfolist(self.handle.as_ptr(), first, BATCH, list.as_mut_ptr()) };
+            let mut batch = [GetDomainInfo::default(); BATCH as usize];
+            // SAFETY: the handle is open; `batch` has room for the entries asked for.
+            let nr = unsafe { xc_domain_getinfolist(self.handle.as_ptr(), first, BATCH, batch.as_mut_ptr()) };
             let failed =
                 |_| XenError { call: "xc_domain_getinfolist", domid: None, errno: super::last_errno() };
-            let found = list.get(..usize::try_from(nr).map_err(failed)?).unwrap_or_default();
-            if let Some(info) = found.iter().find(|info| info.handle == handle) {
-                return Ok(Some(Domid::new(info.domain)));
-            }
+            let found = batch.get(..usize::try_from(nr).map_err(failed)?).unwrap_or_default();
+            infos.extend_from_slice(found);
             match found {
-                [.., last] if found.len() == list.len() => first = u32::from(last.domain) + 1,
-                _ => return Ok(None),
+                [.., last] if found.len() == batch.len() => first = u32::from(last.domain) + 1,
+                _ => return Ok(infos),
             }
         }
     }

@@ -13,7 +13,7 @@ use control::exchange::Repair;
 use control::nodes;
 use serde_json::{Value, json};
 use std::time::Duration;
-use xen_abi::types::Domid;
+use xen_abi::types::{Domid, Mfn};
 
 /// How long another may take to be done: a guardian that waits for a device model takes ten seconds at a time.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -103,13 +103,15 @@ pub(super) struct Record {
     pub(super) room: Option<Room>,
     /// What a new stub has to put right if the one at work is gone.
     pub(super) repair: Option<Repair>,
+    /// The frame that is marked offline for the exchange, or is about to be.
+    pub(super) mark: Option<Mfn>,
 }
 
 impl Record {
     /// Nothing to put right yet.
     pub(super) fn new(pid: u32) -> Self {
         let [stands, was_paused, device_model_stopped] = [false; 3];
-        Self { pid, stands, was_paused, device_model_stopped, room: None, repair: None }
+        Self { pid, stands, was_paused, device_model_stopped, room: None, repair: None, mark: None }
     }
 
     /// Whether the guest or its device model does not run, and somebody has to see to it.
@@ -152,7 +154,7 @@ impl Record {
     }
 
     fn text(&self) -> String {
-        let Self { pid, stands, was_paused, device_model_stopped, room, repair } = self;
+        let Self { pid, stands, was_paused, device_model_stopped, room, repair, mark } = self;
         // A repair is numbers, which JSON can hold.
         let repair = serde_json::to_value(repair).unwrap_or(Value::Null);
         json!({
@@ -163,6 +165,7 @@ impl Record {
             "own_kib": room.map(|room| room.own_kib),
             "raised_kib": room.map(|room| room.raised_kib),
             "repair": repair,
+            "mark": mark.map(Mfn::raw),
         })
         .to_string()
     }
@@ -174,6 +177,10 @@ impl Record {
             (Value::Null, Value::Null) => None,
             (own, raised) => Some(Room { own_kib: own.as_u64()?, raised_kib: raised.as_u64()? }),
         };
+        let mark = match value.get("mark")? {
+            Value::Null => None,
+            mark => Some(Mfn::new(mark.as_u64()?)),
+        };
         Some(Self {
             pid: value.get("pid")?.as_u64()?.try_into().ok()?,
             stands: flag("stands")?,
@@ -181,6 +188,7 @@ impl Record {
             device_model_stopped: flag("device_model_stopped")?,
             room,
             repair: serde_json::from_value(value.get("repair")?.clone()).ok()?,
+            mark,
         })
     }
 }
@@ -193,7 +201,7 @@ fn node(guest: Domid) -> String {
 mod tests {
     use super::*;
     use control::exchange::Swapping;
-    use xen_abi::types::{Gfn, Mfn};
+    use xen_abi::types::Gfn;
 
     #[test]
     fn a_record_survives_its_text() {
@@ -204,11 +212,16 @@ mod tests {
             Some(Repair { swapping: None, scratch_region: None }),
             Some(Repair { swapping: Some(swapping), scratch_region: Some(waiting) }),
         ];
-        for room in [None, Some(Room { own_kib: 262_144, raised_kib: 266_240 })] {
+        let rooms = [
+            (None, Some(Mfn::new(0x1234_5678))),
+            (Some(Room { own_kib: 262_144, raised_kib: 266_240 }), None),
+        ];
+        for (room, mark) in rooms {
             for nr in 0..3 {
                 let [stands, was_paused, device_model_stopped] = std::array::from_fn(|flag| flag == nr);
                 for repair in repairs {
-                    let record = Record { pid: 77, stands, was_paused, device_model_stopped, room, repair };
+                    let record =
+                        Record { pid: 77, stands, was_paused, device_model_stopped, room, repair, mark };
                     assert_eq!(Record::parse(&record.text()), Some(record));
                 }
             }

@@ -10,6 +10,7 @@ use crate::control_channel::{ControlChannel, ControlError};
 use crate::error::Error;
 use crate::ffi::sys;
 use crate::host::Host;
+use crate::marks::Marks;
 use crate::pair::{self, PairError, Stub};
 use crate::qmp::{Qmp, QmpError};
 use crate::wait::Wait;
@@ -97,6 +98,7 @@ pub(super) fn put_right(host: &Host, guest: Domid) -> Result<(), Error> {
         && record.repair.is_some_and(|repair| repair.swapping.is_some())
     {
         let what = format!("{error}; {guest} stands still until a stub can put its memory right: {AGAIN}");
+        end_mark(host, guest, &mut record)?;
         return Err(ControlError::Failed(what).into());
     }
     let goes_on = device_model_goes_on(host, guest, &mut record);
@@ -104,16 +106,25 @@ pub(super) fn put_right(host: &Host, guest: Domid) -> Result<(), Error> {
         unpause(host, guest, record.was_paused)?;
         record.stands = false;
     }
+    let unmarked = end_mark(host, guest, &mut record);
     if let Some(room) = record.room.take() {
         room.take_back(host, guest)?;
     }
     if repaired.is_ok() {
         record.repair = None;
     }
-    match repaired.and(goes_on) {
+    match repaired.and(goes_on).and(unmarked) {
         Ok(()) => Record::remove(host, guest),
         Err(error) => record.write(host, guest).and(Err(error)),
     }
+}
+
+/// Takes the mark back from a frame that is in use: the swap that needed it is over.
+fn end_mark(host: &Host, guest: Domid, record: &mut Record) -> Result<(), Error> {
+    let Some(mfn) = record.mark else { return Ok(()) };
+    Marks::new(host, false)?.end(mfn, guest)?;
+    record.mark = None;
+    record.write(host, guest)
 }
 
 /// What an operator can do when no stub was to be had.

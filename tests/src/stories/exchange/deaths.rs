@@ -11,7 +11,7 @@ use std::ops::RangeInclusive;
 pub(in crate::stories) const DEATHS: Story = Story {
     name: "exchange-deaths",
     proves: "when stubctl, stubctl and its guardian, or the stub dies during an exchange the guest runs on whole (in the second \
-             case when stubctl comes again), and the next attempt succeeds",
+             case when stubctl comes again), no mark stays on its frame, and the next attempt succeeds",
     options: Options::default,
     tell: deaths,
 };
@@ -62,7 +62,8 @@ const FUSE: &str = "the fuse that stubctl set has burnt down";
 
 fn deaths(stage: &Stage) -> Telling {
     begin(stage)?;
-    let of_superpage = [Death::Stubctl(2), Death::Stubctl(3), Death::Both(2)];
+    let of_superpage =
+        [Death::Stubctl(5), Death::Stubctl(2), Death::Stubctl(3), Death::Both(1), Death::Both(2)];
     let calls = (TAKE..=TAKE + 2).map(Death::Superpage);
     for (death, number) in of_superpage.into_iter().chain(calls).zip(0..) {
         survive(stage, GUEST, &death, another(OF_SUPERPAGE + 5, number))?;
@@ -78,11 +79,11 @@ fn all_deaths(stage: &Stage, chance: &mut Chance, rounds: u32) -> Telling {
     let mut nr_deaths = 0;
     for _ in 0..rounds {
         let [superpage, page] = [OF_SUPERPAGE, OF_PAGE].map(|first| first + chance.below(512) as u64);
-        for (step, number) in (1..=4).zip((0..).step_by(2)) {
+        for (step, number) in (1..=5).zip((0..).step_by(2)) {
             survive(stage, GUEST, &Death::Stubctl(step), another(superpage, number))?;
             survive(stage, GUEST, &Death::Both(step), another(superpage, number + 1))?;
         }
-        nr_deaths += 8 + sweep(stage, 0..=NO_MORE, Death::Page, page)?;
+        nr_deaths += 10 + sweep(stage, 0..=NO_MORE, Death::Page, page)?;
         nr_deaths += sweep(stage, 0..=FIRST_CALLS, Death::Superpage, superpage)?;
         nr_deaths += sweep(stage, TAKE - 8..=NO_MORE, Death::Superpage, superpage)?;
     }
@@ -160,6 +161,10 @@ fn outlive(stage: &Stage, guest: &str, death: &Death, gfn: u64) -> Telling<bool>
         stage.sh(&format!("ask-witness {guest} ticking --timeout 30"))?;
         await_limits(stage, guest, &before)?;
     }
+    // With both dead the frame is marked until the next attempt, if it had been.
+    if !matches!(death, Death::Both(2 | 3 | 5)) {
+        await_no_mark(stage, &mfn, death)?;
+    }
     let again = stage.sh(&format!(
         "until stubctl attach {guest} 2>/dev/null || stubctl status | grep -q {guest}; do sleep 0.2; done; \
          timeout 60 stubctl offline {mfn} && xen-hptool mem-online {mfn} >/dev/null"
@@ -219,6 +224,15 @@ pub(super) fn await_limits(stage: &Stage, guest: &str, before: &str) -> Telling 
              echo 'it had {before}, it has'; nest-domain $(xl domid {guest}); exit 1"
         ))
         .map(drop)
+}
+
+/// Waits until a frame is out of use or in use, and not marked.
+fn await_no_mark(stage: &Stage, mfn: &str, death: &Death) -> Telling {
+    let status = format!("xen-hptool mem-status {mfn} 2>&1");
+    let waited = stage.run(&format!(
+        "for i in $(seq 50); do {status} | grep -q PENDING || exit 0; sleep 0.2; done; {status}; exit 1"
+    ))?;
+    ensure(waited.code == 0, || format!("{death:?}: the mark stays: {}", waited.text))
 }
 
 /// How many stubs have died of their fuse.

@@ -8,9 +8,10 @@ use crate::story::{Stage, Story, Telling, ensure};
 /// What must be left alone.
 pub(in crate::stories) const REFUSALS: Story = Story {
     name: "exchange-refusals",
-    proves: "special and broken pages, pages mapped by a network and a disk back end, dom0's, Xen's and absent frames, and all of a \
-             guest with passed-through devices are refused, each by its own name, and the guest is untouched; \
-             the stock tool gives up on an ordinary page of the same guest, which is then exchanged",
+    proves: "special and broken pages, pages mapped by a network and a disk back end, dom0's, Xen's, the stub's and absent frames, \
+             and all of a guest with passed-through devices are refused, each by its own name, and the guest is untouched; \
+             the stock tool gives up on an ordinary page of the same guest, which is then exchanged; no frame is marked when \
+             its guest goes before the exchange has begun",
     options: Options::default,
     tell: refusals,
 };
@@ -60,6 +61,7 @@ fn refusals(stage: &Stage) -> Telling {
     granted(stage)?;
     xens_for_the_guest(stage)?;
     of_another(stage)?;
+    of_the_stub(stage)?;
     expect_refusal(stage, "0xffffffff", "nonexistent")?;
     expect_refusal(stage, "0x1", "no-owner")?;
     expect_refusal(stage, "--careless 0x1", "xens")?;
@@ -84,7 +86,31 @@ fn refusals(stage: &Stage) -> Telling {
     stage.ask(GUEST, "verify")?;
     broken(stage)?;
     stage.sh(&format!("xl destroy {GUEST} && losetup -d /dev/loop0"))?;
-    free(stage, &mfn)
+    free(stage, &mfn)?;
+    goes_meanwhile(stage)
+}
+
+/// A guest that is destroyed while stubctl waits for its stub, which is held still. A frame that it had marked would be freed so,
+/// which damages this Xen: it is not marked by then. That stubctl waits shows in its guardian, whose name is that of
+/// /proc/self/exe.
+fn goes_meanwhile(stage: &Stage) -> Telling {
+    let guest = "pvh-128";
+    stage.create(guest)?;
+    let mfn = stage.sh(&format!("stubctl attach {guest} >/dev/null && stubctl locate {guest} {OF_OTHER}"))?;
+    let said = stage.sh(&format!(
+        "stub=$(xenstore-read /local/domain/$(xl domid {guest})/stubdom); xl pause $stub
+        stubctl offline --json {mfn} >/run/meanwhile 2>&1 & offline=$!
+        until pidof exe >/dev/null; do kill -0 $offline || exit 1; sleep 0.05; done
+        xen-hptool mem-status {mfn} 2>&1
+        xl destroy {guest}; xl unpause $stub; wait $offline; echo \"ended with $?\"; cat /run/meanwhile
+        xen-hptool mem-status {mfn} 2>&1"
+    ))?;
+    stage.say(said.replace('\n', " / "));
+    let is_named = ["dying", "changing-hands"].iter().any(|reason| said.contains(&format!("\"{reason}\"")));
+    ensure(is_named && said.contains("ended with 8"), || format!("expected a refusal by name: {said}"))?;
+    ensure(said.matches("[ PAGE_ONLINED").count() == 2, || {
+        format!("the frame was marked when its guest went: {said}")
+    })
 }
 
 /// A page whose contents Xen holds for lost; the guest must not touch it, so it does not go on.
@@ -134,6 +160,14 @@ fn of_another(stage: &Stage) -> Telling {
     let after = (limits()?, frames()?);
     ensure(before == after, || format!("the other guest was {before:?}, it is {after:?}"))?;
     stage.sh("xl destroy other").map(drop)
+}
+
+/// A stub cannot suspend, so it is not asked to: the refusal says how to end it.
+fn of_the_stub(stage: &Stage) -> Telling {
+    let stub = stage.sh(&format!("xenstore-read /local/domain/$(xl domid {GUEST})/stubdom"))?;
+    let ring = stage.sh(&format!("xenstore-read /local/domain/{stub}/store/ring-ref"))?;
+    expect_refusal(stage, &ring, "stubs-own")?;
+    stage.sh(&format!("stubctl status | grep -q {GUEST}")).map(drop)
 }
 
 /// Refuses every page that a back end has mapped, among them those that the disk's keeps mapped between requests.
