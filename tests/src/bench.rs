@@ -74,7 +74,11 @@ impl Way {
 
     /// What dom0's shell does before the restore, and in front of it. The bridge is there once a stream has come by TCP.
     fn set_up(self, guest: &str) -> (String, &'static str) {
-        let conf = |settings| format!("printf 'transport = {settings}\\n' >/etc/xen/stubdom/{guest}.conf");
+        let conf = |settings| {
+            format!(
+                "printf 'transport = {settings}\\nfallback = \"refuse\"\\n' >/etc/xen/stubdom/{guest}.conf"
+            )
+        };
         let segments = |nr: u32| {
             format!("! ip link show xenstub0 >/dev/null 2>&1 || ip link set xenstub0 gso_max_segs {nr}")
         };
@@ -82,11 +86,11 @@ impl Way {
             "{ cat /etc/xen/stubdom/stubdom.cfg; echo 'extra = \"awake_us=0\"'; } >/run/bench-asleep.cfg";
         match self {
             Self::Stock => (":".into(), ""),
-            Self::Tcp => (format!("{}; {}", conf("tcp"), segments(65535)), THROUGH_STUB),
-            Self::TcpInSegments => (format!("{}; {}", conf("tcp"), segments(1)), THROUGH_STUB),
-            Self::Ring => (conf("ring"), THROUGH_STUB),
+            Self::Tcp => (format!("{}; {}", conf("\"tcp\""), segments(65535)), THROUGH_STUB),
+            Self::TcpInSegments => (format!("{}; {}", conf("\"tcp\""), segments(1)), THROUGH_STUB),
+            Self::Ring => (conf("\"ring\""), THROUGH_STUB),
             Self::RingAsleep => {
-                (format!("{asleep}; {}", conf("ring\\nconfig = /run/bench-asleep.cfg")), THROUGH_STUB)
+                (format!("{asleep}; {}", conf("\"ring\"\\nconfig = \"/run/bench-asleep.cfg\"")), THROUGH_STUB)
             }
         }
     }

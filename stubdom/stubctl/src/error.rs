@@ -6,6 +6,7 @@ use crate::conf::ConfError;
 use crate::control_channel::ControlError;
 use crate::ffi::xenctrl::XenError;
 use crate::ffi::xenstore::StoreError;
+use crate::helper::Forbidden;
 use crate::interrupt::Stop;
 use crate::net::NetError;
 use crate::packaged::PackagedError;
@@ -90,6 +91,8 @@ errors! {
     Stop(Stop),
     /// The save helper's arguments.
     Usage(Usage),
+    /// A restore that the configuration forbids.
+    Forbidden(Forbidden),
     /// This process's own descriptors and files.
     Io(std::io::Error),
 }
@@ -134,7 +137,9 @@ impl Error {
             Self::Suspend(_) => 1,
             Self::PvExchange(_) => 1,
             Self::Pair(PairError::NoGuest(_) | PairError::NoStub(_) | PairError::NotHvm(_)) => 2,
-            Self::Conf(_) | Self::Pair(PairError::NoConfig(_)) => 3,
+            Self::Conf(_)
+            | Self::Forbidden(_)
+            | Self::Pair(PairError::NoConfig(_) | PairError::Disabled(..)) => 3,
             Self::Control(ControlError::Stop(_)) | Self::Stop(_) => 7,
             Self::Control(ControlError::Failed(_)) | Self::Blob(_) => 5,
             Self::XlLock(_) | Self::Pair(_) | Self::Control(_) => 4,
@@ -150,6 +155,7 @@ impl Error {
     /// The positive errno for libxl's own line, which prints its text behind "restoring domain".
     pub(crate) fn errno(&self) -> i32 {
         match self {
+            Self::Forbidden(_) => libc::EPERM,
             Self::Xen(error) | Self::Control(ControlError::Xen(error)) => error.errno,
             Self::Store(error) | Self::Control(ControlError::Store(error)) => error.errno,
             Self::XlLock(_) => libc::EDEADLK,

@@ -3,7 +3,7 @@
 //! **Takes** the command line of `libxl_save_callout.c`. **Gives** the packaged helper everything that is not the
 //! plain restore of an HVM or PVH guest with a stub. **Never** fails without one line that says why.
 
-use crate::conf::{Conf, DIRECTORY};
+use crate::conf::{Conf, DIRECTORY, Recourse};
 use crate::error::{Error, Usage};
 use crate::ffi::sys;
 use crate::ffi::xenctrl::DomainInfo;
@@ -11,15 +11,17 @@ use crate::host::Host;
 use crate::interrupt::Interrupt;
 use crate::libxl::{self, Libxl};
 use crate::pair::PairError;
+use crate::report::Account;
 use crate::{packaged, pair, restore};
 use control::Untrusted;
 use std::ffi::OsString;
+use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
-use xen_abi::types::Domid;
+use xen_abi::types::{Domid, Gfn};
 
 /// `XC_STREAM_PLAIN` (`xenguest.h`); the others are Remus and COLO, whose checkpoints the stub refuses.
 const XC_STREAM_PLAIN: u32 = 0;
@@ -80,6 +82,72 @@ pub(crate) fn is_helper_call(arguments: &[OsString]) -> bool {
     arguments.first().is_some_and(|mode| mode == "--restore-domain" || mode == "--save-domain")
 }
 
+/// Who restores a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Course {
+    /// A stub.
+    Stub,
+    /// The packaged helper; with a reason that is worth a warning, since whoever sends a guest can bring it about.
+    Packaged(Option<Exempt>),
+    /// Nobody.
+    Refused(Exempt),
+}
+
+/// Why no stub serves a restore. All of it comes with the stream, from whoever sends the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Exempt {
+    /// The stream has checkpoints.
+    Checkpointed,
+    /// The guest is a PV guest.
+    Pv,
+    /// The guest has a name for which this file says so.
+    Disabled(PathBuf),
+}
+
+impl fmt::Display for Exempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Checkpointed => write!(f, "its stream has checkpoints (Remus, COLO)"),
+            Self::Pv => write!(f, "it is a PV guest"),
+            Self::Disabled(file) => write!(f, "enabled = false in {}", file.display()),
+        }
+    }
+}
+
+/// A restore that `otherwise = "refuse"` forbids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Forbidden(Exempt);
+
+impl fmt::Display for Forbidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(why) = self;
+        write!(
+            f,
+            "no stub serves this restore ({why}), and {DIRECTORY}/default.conf says otherwise = \"refuse\": say otherwise = \
+             \"packaged\" there if you trust who sends the guest"
+        )
+    }
+}
+
+impl std::error::Error for Forbidden {}
+
+impl Course {
+    /// Decides by the guest's configuration, the kind of its stream and of the guest.
+    fn of(conf: Option<&Conf>, stream_type: u32, is_hvm: bool) -> Self {
+        let Some(conf) = conf else { return Self::Packaged(None) };
+        let exempt = match &conf.disabled_in {
+            _ if stream_type != XC_STREAM_PLAIN => Exempt::Checkpointed,
+            _ if !is_hvm => Exempt::Pv,
+            Some(file) => Exempt::Disabled(file.clone()),
+            None => return Self::Stub,
+        };
+        match conf.otherwise {
+            Recourse::Refuse => Self::Refused(exempt),
+            Recourse::Packaged => Self::Packaged(Some(exempt).filter(|_| !conf.is_disabled_for_all())),
+        }
+    }
+}
+
 /// Runs as the save helper. Its protocol reports failures, so that the exit code is 0 whenever libxl got its answer.
 pub(crate) fn main(arguments: &[OsString]) -> ExitCode {
     if arguments.first().is_some_and(|mode| mode == "--save-domain") {
@@ -91,7 +159,7 @@ pub(crate) fn main(arguments: &[OsString]) -> ExitCode {
         Err(usage) => return refuse(&usage.into(), None),
     };
     match served(parsed) {
-        Ok(Some(request)) => finish(&request),
+        Ok(Some(request)) => finish(&request, arguments),
         Ok(None) => passed_on_in_vain(&packaged::exec(arguments).into()),
         Err(error) => refuse(&error, Some(parsed.target)),
     }
@@ -115,7 +183,7 @@ pub(crate) struct Request {
 
 /// Decides whether a stub serves this restore; `None`: the packaged helper does.
 fn served(arguments: RestoreArguments) -> Result<Option<Request>, Error> {
-    if arguments.stream_type != XC_STREAM_PLAIN || !Path::new(DIRECTORY).is_dir() {
+    if !Path::new(DIRECTORY).is_dir() {
         return Ok(None);
     }
     let host = Host::open(Interrupt::of_helper()?)?;
@@ -123,14 +191,68 @@ fn served(arguments: RestoreArguments) -> Result<Option<Request>, Error> {
     let no_guest = || PairError::NoGuest(target.to_string());
     let info = host.xen.domain_info(target)?.ok_or_else(no_guest)?;
     let guest = host.name_of(target)?.ok_or_else(no_guest)?;
-    let conf = Conf::find(Path::new(DIRECTORY), guest.raw())?.filter(|conf| conf.enabled && info.hvm);
-    let libxl = Libxl::new(arguments.cbflags);
-    Ok(conf.map(|conf| Request { host, arguments, conf, guest, info, libxl }))
+    let conf = Conf::find(Path::new(DIRECTORY), guest.raw())?;
+    match Course::of(conf.as_ref(), arguments.stream_type, info.hvm) {
+        Course::Stub => {
+            let libxl = Libxl::new(arguments.cbflags);
+            Ok(conf.map(|conf| Request { host, arguments, conf, guest, info, libxl }))
+        }
+        Course::Packaged(why) => {
+            if let Some(why) = why {
+                log::warn!("{guest}: the packaged helper restores it, in dom0: {why}");
+            }
+            Ok(None)
+        }
+        Course::Refused(why) => Err(Forbidden(why).into()),
+    }
 }
 
 /// Restores and tells libxl how it went.
-fn finish(request: &Request) -> ExitCode {
-    let result = adopt(request).and_then(|stream| restore::run(request, stream));
+fn finish(request: &Request, arguments: &[OsString]) -> ExitCode {
+    let descriptors = match Descriptors::adopt(&request.arguments) {
+        Ok(descriptors) => descriptors,
+        Err(error) => return refuse(&error, Some(request.arguments.target)),
+    };
+    let mut account = Account::start(&request.guest);
+    match restore::prepare(request, &mut account) {
+        Ok(ready) => conclude(request, restore::run(request, ready, descriptors.stream, &mut account)),
+        Err(error) if falls_back(request.conf.fallback, &error) => {
+            fall_back(request, arguments, descriptors, &mut account, &error)
+        }
+        Err(error) => {
+            account.failed(&error);
+            conclude(request, Err(error))
+        }
+    }
+}
+
+/// Whether the packaged helper is to restore a guest whose stub is not to be had for this reason.
+fn falls_back(fallback: Recourse, error: &Error) -> bool {
+    fallback == Recourse::Packaged && !error.is_stop()
+}
+
+/// Has the packaged helper restore a guest: nothing of its stream has been read.
+fn fall_back(
+    request: &Request,
+    arguments: &[OsString],
+    descriptors: Descriptors,
+    account: &mut Account,
+    error: &Error,
+) -> ExitCode {
+    log::warn!(
+        "{}: no stub is to be had, so the packaged helper restores it, in dom0 and without superpages (fallback = \"refuse\" \
+         forbids that): {error}",
+        request.guest
+    );
+    account.passed_on(error);
+    match descriptors.hand_on() {
+        Ok(()) => passed_on_in_vain(&packaged::exec(arguments).into()),
+        Err(error) => refuse(&error.into(), Some(request.arguments.target)),
+    }
+}
+
+/// Tells libxl how the restore went.
+fn conclude(request: &Request, result: Result<(Gfn, Gfn), Error>) -> ExitCode {
     let told = match &result {
         Ok((store, console)) => request.libxl.restored(*store, *console),
         Err(error) => {
@@ -144,14 +266,24 @@ fn finish(request: &Request) -> ExitCode {
     if told.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Takes the descriptors over, so that no child inherits them.
-fn adopt(request: &Request) -> Result<OwnedFd, Error> {
-    let arguments = &request.arguments;
-    if arguments.send_back_fd >= 0 {
-        // The plain stream has no back channel; the packaged helper does not use it either.
-        drop(sys::inherit(arguments.send_back_fd)?);
+/// What libxl handed over, kept from children.
+struct Descriptors {
+    stream: OwnedFd,
+    /// The plain stream has no back channel; the packaged helper gets it as it was.
+    send_back: Option<OwnedFd>,
+}
+
+impl Descriptors {
+    fn adopt(arguments: &RestoreArguments) -> Result<Self, Error> {
+        let stream = sys::inherit(arguments.io_fd)?;
+        let send_back = (arguments.send_back_fd >= 0).then(|| sys::inherit(arguments.send_back_fd));
+        Ok(Self { stream, send_back: send_back.transpose()? })
     }
-    Ok(sys::inherit(arguments.io_fd)?)
+
+    /// Leaves them open, under their numbers, for the program that this process becomes.
+    fn hand_on(self) -> io::Result<()> {
+        [Some(self.stream), self.send_back].into_iter().flatten().try_for_each(sys::bequeath)
+    }
 }
 
 /// Whether nobody is left to complete or destroy the target: libxl has gone, or has not heard how the restore went. (The
@@ -231,6 +363,41 @@ mod tests {
         assert!(!is_orphaned(Some(&early), &Ok(())));
         assert!(!is_orphaned(Some(&Error::Stop(Stop::Signal)), &Ok(())), "libxl aborts and cleans up itself");
         assert!(!is_orphaned(None, &Ok(())));
+    }
+
+    #[test]
+    fn a_sender_cannot_choose_its_way_around_the_stub_unseen() {
+        let (plain, remus) = (XC_STREAM_PLAIN, XC_STREAM_PLAIN + 1);
+        let open = Conf::default();
+        let exempt = Conf { disabled_in: Some("/x/db.conf".into()), ..Conf::default() };
+        let off = Conf { disabled_in: Some("/x/default.conf".into()), ..Conf::default() };
+        let course = |conf: &Conf, stream_type, is_hvm| Course::of(Some(conf), stream_type, is_hvm);
+        let by_file = |conf: &Conf| Exempt::Disabled(conf.disabled_in.clone().unwrap());
+        assert_eq!(course(&open, plain, true), Course::Stub);
+        assert_eq!(course(&open, plain, false), Course::Packaged(Some(Exempt::Pv)));
+        assert_eq!(course(&open, remus, true), Course::Packaged(Some(Exempt::Checkpointed)));
+        assert_eq!(course(&exempt, plain, true), Course::Packaged(Some(by_file(&exempt))));
+        assert_eq!(course(&off, plain, true), Course::Packaged(None), "the host's choice, for every guest");
+        assert_eq!(Course::of(None, plain, true), Course::Packaged(None), "not configured");
+        for (conf, stream_type, is_hvm, why) in [
+            (&open, plain, false, Exempt::Pv),
+            (&open, remus, true, Exempt::Checkpointed),
+            (&exempt, plain, true, by_file(&exempt)),
+            (&off, plain, true, by_file(&off)),
+        ] {
+            let strict = Conf { otherwise: Recourse::Refuse, ..conf.clone() };
+            assert_eq!(course(&strict, stream_type, is_hvm), Course::Refused(why));
+        }
+        let strict = Conf { otherwise: Recourse::Refuse, ..open };
+        assert_eq!(course(&strict, plain, true), Course::Stub);
+    }
+
+    #[test]
+    fn whoever_wants_an_end_gets_no_packaged_helper() {
+        let error = Error::Pair(PairError::Vanished("db".to_owned()));
+        assert!(falls_back(Recourse::Packaged, &error));
+        assert!(!falls_back(Recourse::Refuse, &error));
+        assert!(!falls_back(Recourse::Packaged, &Error::Stop(Stop::Signal)));
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::frame::{Owner, State};
 use crate::host::{Host, say};
 use crate::marks::Marks;
 use crate::obstacle;
+use crate::pair::PairError;
 use crate::pv_exchange;
 use crate::standstill::rescue;
 use crate::text;
@@ -224,7 +225,12 @@ impl<'a> Offliner<'a> {
         let owner = guest.domid;
         let session = match self.sessions.remove(&owner) {
             Some(session) => session,
-            None => Session::open(self.host, guest, &self.arguments)?,
+            None => match Session::open(self.host, guest, &self.arguments) {
+                Err(Error::Pair(error @ PairError::Disabled(..))) => {
+                    return Ok(Verdict::new(mfn, Kind::Refused, "stub-disabled", &error.to_string()));
+                }
+                opened => opened?,
+            },
         };
         let only_check = OfflineArguments { check: true, ..self.arguments.clone() };
         let arguments = if beside_free.is_some() { &only_check } else { &self.arguments };

@@ -47,6 +47,8 @@ pub(crate) enum PairError {
     Vanished(String),
     /// Every name for another stub of this guest is taken.
     NoName(String),
+    /// This file says that the guest has no stub.
+    Disabled(Domid, PathBuf),
     /// The guest has a stub already.
     HasStub(Domid, Domid),
     /// Another stubctl makes a stub for this guest, and has not ended in this time.
@@ -81,6 +83,14 @@ impl fmt::Display for PairError {
                     f,
                     "{NR_NAMES} domains have the names of this guest's stubs, up to {name}: see xl list"
                 )
+            }
+            Self::Disabled(target, file) => {
+                write!(
+                    f,
+                    "{target} is to have no stub: enabled = false in {}; say enabled = true there",
+                    file.display()
+                )?;
+                write!(f, ", or in a NAME.conf beside it, to give it one")
             }
             Self::HasStub(target, stub) => {
                 write!(f, "{target} has the stub {stub} already (see stubctl detach)")
@@ -269,9 +279,10 @@ pub(crate) fn find_or_start<'a>(
     let take = || Ok::<_, Error>(ByteLock::take_now(Kind::Pairing, target.raw())?);
     let lock = Wait::new(&host.interrupt, conf.start_timeout, LOOK).until(take)?;
     let _lock = lock.ok_or(PairError::BeingMade(target, conf.start_timeout))?;
-    match find(host, target)? {
-        Some(stub) => Ok(Paired::Found(stub)),
-        None => Ok(Paired::Made(Stub::make(host, conf, guest, target)?)),
+    match (find(host, target)?, &conf.disabled_in) {
+        (Some(stub), _) => Ok(Paired::Found(stub)),
+        (None, Some(file)) => Err(PairError::Disabled(target, file.clone()).into()),
+        (None, None) => Ok(Paired::Made(Stub::make(host, conf, guest, target)?)),
     }
 }
 

@@ -22,32 +22,53 @@ use receiving::{Guest, Receiving, Serve, Step};
 use std::os::fd::OwnedFd;
 use xen_abi::types::{Domid, Gfn};
 
+/// A stub that listens for the stream.
+pub(crate) struct Ready<'a> {
+    stub: Stub<'a>,
+    channel: ControlChannel<'a>,
+    way: Way,
+}
+
+/// Starts a stub and has it listen. Nothing of the stream is read: after a failure another can restore the target.
+///
+/// # Errors
+/// There is no stub to be had; nothing is left of it.
+pub(crate) fn prepare<'a>(request: &'a Request, account: &mut Account) -> Result<Ready<'a>, Error> {
+    let Request { host, conf, guest, .. } = request;
+    let stub = Stub::start(host, conf, guest.raw(), request.arguments.target)?;
+    log::info!("{guest}: stub {} started in {:.1} s", stub.domid, account.lap("create").as_secs_f64());
+    let mut channel = stub.greet(conf)?;
+    log::info!("{guest}: stub {} answers after {:.1} s", stub.domid, account.lap("greet").as_secs_f64());
+    account.note_stub(stub_cpu_ns(host, stub.domid));
+    let token = pair::random()?;
+    channel.send(&ToStub::Receive(order(request, token)))?;
+    channel.wait("Listening", |message| matches!(message, FromStub::Listening).then_some(()))?;
+    let way = open_way(request, &stub, &channel, &token)?;
+    account.lap("connect");
+    Ok(Ready { stub, channel, way })
+}
+
 /// Restores the target; gives the gfns of its xenstore and console rings.
 ///
 /// # Errors
 /// It failed, and the stub is gone.
-pub(crate) fn run(request: &Request, stream: OwnedFd) -> Result<(Gfn, Gfn), Error> {
-    let mut account = Account::start(&request.guest);
-    let result = serve(request, stream, &mut account);
+pub(crate) fn run(
+    request: &Request,
+    ready: Ready<'_>,
+    stream: OwnedFd,
+    account: &mut Account,
+) -> Result<(Gfn, Gfn), Error> {
+    let Ready { stub, channel, way } = ready;
+    let result = receive(request, stub.domid, channel, Relay::new(stream, way), account);
     match &result {
-        Ok(outcome) => account.restored(&outcome.report),
+        Ok(outcome) => {
+            account.note_stub(stub_cpu_ns(&request.host, stub.domid));
+            stub.keep();
+            account.restored(&outcome.report);
+        }
         Err(error) => account.failed(error),
     }
     result.map(|outcome| (outcome.store, outcome.console))
-}
-
-fn serve(request: &Request, stream: OwnedFd, account: &mut Account) -> Result<Outcome, Error> {
-    let Request { host, conf, guest, .. } = request;
-    let stub = Stub::start(host, conf, guest.raw(), request.arguments.target)?;
-    log::info!("{guest}: stub {} started in {:.1} s", stub.domid, account.lap("create").as_secs_f64());
-    let channel = stub.greet(conf)?;
-    log::info!("{guest}: stub {} answers after {:.1} s", stub.domid, account.lap("greet").as_secs_f64());
-    let cpu_ns = || stub_cpu_ns(host, stub.domid);
-    account.note_stub(cpu_ns());
-    let outcome = receive(request, &stub, channel, stream, account)?;
-    account.note_stub(cpu_ns());
-    stub.keep();
-    Ok(outcome)
 }
 
 /// Processor time that the stub has had.
@@ -55,17 +76,10 @@ fn stub_cpu_ns(host: &Host, stub: Domid) -> Option<u64> {
     host.xen.domain_info(stub).ok().flatten().map(|info| info.cpu_ns)
 }
 
-/// From `Receive` to `Restored`.
-fn receive(
-    request: &Request,
-    stub: &Stub<'_>,
-    mut channel: ControlChannel<'_>,
-    stream: OwnedFd,
-    account: &mut Account,
-) -> Result<Outcome, Error> {
-    let Request { host, conf, arguments, .. } = request;
-    let token: [u8; TOKEN_BYTES] = pair::random()?;
-    let order = Receive {
+/// What the stub needs to know.
+fn order(request: &Request, token: [u8; TOKEN_BYTES]) -> Receive {
+    let Request { conf, arguments, .. } = request;
+    Receive {
         token,
         transport: conf.transport,
         max_pages: request.info.max_pages,
@@ -73,15 +87,21 @@ fn receive(
         store_domid: arguments.store_domid,
         console_port: arguments.console_port,
         console_domid: arguments.console_domid,
-    };
-    channel.send(&ToStub::Receive(order))?;
-    channel.wait("Listening", |message| matches!(message, FromStub::Listening).then_some(()))?;
-    let way = open_way(request, stub, &channel, &token)?;
-    account.lap("connect");
-    let relay = Relay::new(stream, way);
+    }
+}
+
+/// From the stream's first byte to `Restored`.
+fn receive(
+    request: &Request,
+    stub: Domid,
+    channel: ControlChannel<'_>,
+    relay: Relay,
+    account: &mut Account,
+) -> Result<Outcome, Error> {
+    let Request { host, conf, arguments, .. } = request;
     let dom0 = Dom0 {
         host,
-        stub: stub.domid,
+        stub,
         transport: conf.transport,
         broker: Broker::new(&host.xen, arguments.target, request.libxl),
     };

@@ -79,7 +79,7 @@ const TOLD_BEHIND: u64 = 16 << 10;
 fn good_restore(stage: &Stage, saved: &Saved, transport: &str) -> Telling<u64> {
     let file = &saved.file;
     stage.sh(&format!(
-        "echo transport = {transport} >{CONF}
+        "echo 'transport = \"{transport}\"' >{CONF}
          {THROUGH_STUB}xl restore {file} && ask-witness {GUEST} verify && xl destroy {GUEST}"
     ))?;
     stage.expect_alone()?;

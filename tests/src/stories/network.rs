@@ -71,7 +71,7 @@ const STRANGERS: [(&str, &str); 2] =
 /// it is let in. It comes before stubctl, which connects when the stub says that it listens: stubctl is stopped until the
 /// stranger has found the stub, and by its priority it always has a knock on its way. It says how it ended.
 const STRANGER: &str = r#"{ cat /etc/xen/stubdom/stubdom.cfg; echo 'extra = "ip=10.81.0.9/24"'; } >/run/visited.cfg
-printf 'transport = tcp\nconfig = /run/visited.cfg\n' >/etc/xen/stubdom/pvh-128.conf
+printf 'transport = "tcp"\nconfig = "/run/visited.cfg"\n' >/etc/xen/stubdom/pvh-128.conf
 echo 20 >/proc/sys/net/ipv4/neigh/xenstub0/retrans_time_ms
 cat >/run/stranger.sh <<'END'
 until ping -c 1 -W 1 10.81.0.9 >/dev/null 2>&1; do [ $SECONDS -lt 60 ] || exit; done

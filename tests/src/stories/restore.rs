@@ -128,7 +128,7 @@ fn tells_progress(said: &str) -> Telling {
 
 /// Has the guest's stream come by a transport.
 fn choose(stage: &Stage, guest: &str, transport: &str) -> Telling {
-    stage.sh(&format!("echo transport = {transport} >/etc/xen/stubdom/{guest}.conf")).map(drop)
+    stage.sh(&format!("echo 'transport = \"{transport}\"' >/etc/xen/stubdom/{guest}.conf")).map(drop)
 }
 
 /// At least as many superpages as before, less two, and as many pages.

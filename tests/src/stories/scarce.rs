@@ -71,7 +71,7 @@ fn max_pages(stage: &Stage) -> Telling {
         stage.expect_alone()?;
     }
     for transport in ["ring", "tcp"] {
-        stage.sh(&format!("echo transport = {transport} >/etc/xen/stubdom/{guest}.conf"))?;
+        stage.sh(&format!("echo 'transport = \"{transport}\"' >/etc/xen/stubdom/{guest}.conf"))?;
         restore_limited(stage, &file, &file, PAGES_OF_64_GIB)?;
         expect_superpages(stage, &fresh, &Survey::take(stage, guest)?)?;
         stage.sh(&format!("xl destroy {guest}"))?;

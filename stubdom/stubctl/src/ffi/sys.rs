@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::mem;
 use std::net::{SocketAddrV6, TcpStream};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -177,6 +177,17 @@ pub(crate) fn inherit(fd: RawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: the descriptor is open, as fcntl has just shown, and was given to this process for its own use.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Leaves a descriptor open, under its number, for the program that this process becomes.
+pub(crate) fn bequeath(fd: OwnedFd) -> io::Result<()> {
+    // SAFETY: the descriptor is owned and so open; the call clears its flag.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Not closed: the next program has it by number.
+    let _ = fd.into_raw_fd();
+    Ok(())
 }
 
 /// Standard input, for waiting on it.

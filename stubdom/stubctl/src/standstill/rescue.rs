@@ -177,6 +177,8 @@ pub(crate) fn rescue<'a>(
     let _undisturbed = host.interrupt.undisturbed();
     log::warn!("the stub of {} is gone: starting another to put the guest right", guest.name);
     pair::bury(host, guest.domid, conf.start_timeout)?;
+    // Whatever the configuration says by now: the guest has to be put right.
+    let conf = &Conf { disabled_in: None, ..conf.clone() };
     let stub = Stub::start(host, conf, guest.name.raw(), guest.domid)?;
     put_right_by(&mut stub.greet(conf)?, repair)?;
     Ok(stub)

@@ -149,7 +149,8 @@ pub(super) fn configure(stage: &Stage, guest: &str, transport: &str) -> Telling 
 }
 
 fn configure_patient(stage: &Stage, guest: &str, transport: &str, stall_s: u32) -> Telling {
-    let settings = format!("stall_timeout_s = {stall_s}\\ntransport = {transport}\\n");
+    let settings =
+        format!("stall_timeout_s = {stall_s}\\ntransport = \"{transport}\"\\nfallback = \"refuse\"\\n");
     stage.sh(&format!("printf '{settings}' >/etc/xen/stubdom/{guest}.conf")).map(drop)
 }
 
