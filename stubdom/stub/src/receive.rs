@@ -13,15 +13,13 @@ use alloc::boxed::Box;
 use control::{FromStub, Pace, Phase, Progress, Proof, Receive, Report, Stage, WrongToken};
 use core::fmt;
 use migration::engine::{Config, Service};
+use migration::plan::HEAP_SHARE;
 use migration::restore::{self, Restore};
 use xen_abi::types::{Gfn, Port};
 use xen_front::ledger;
 
 /// Least time between two progress messages of one phase, in nanoseconds.
 const PROGRESS_NS: u64 = 200_000_000;
-
-/// What part of the heap that is free at its start may keep track of the target's pages: one in so many.
-const MAP_SHARE: usize = 2;
 
 /// Why a reception ends without a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +60,7 @@ impl Reception {
         let service = |port, domid| Service { port: Port::new(port), domid };
         let config = Config {
             max_pages: order.max_pages,
-            map_bytes: xen_front::heap::usage().1 / MAP_SHARE,
+            map_bytes: xen_front::heap::usage().1 / HEAP_SHARE as usize,
             store: service(order.store_port, order.store_domid),
             console: service(order.console_port, order.console_domid),
         };

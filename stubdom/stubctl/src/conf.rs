@@ -8,6 +8,7 @@
 //! `otherwise` is for `default.conf` only.
 
 use control::Transport;
+use migration::plan::LEAST_MIB;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::fmt;
 use std::io;
@@ -180,6 +181,13 @@ impl Conf {
                 Carrier::Tcp => Transport::Tcp,
             }),
         );
+    }
+
+    /// The same with at least so much memory for the stub; where that is no more than every stub has, as the files say.
+    pub(crate) fn with_memory(&self, least_mib: u64) -> Self {
+        let least = u32::try_from(least_mib).unwrap_or(u32::MAX);
+        let least = Some(least).filter(|_| least_mib > LEAST_MIB || self.memory_mib.is_some());
+        Self { memory_mib: self.memory_mib.max(least), ..self.clone() }
     }
 
     /// Whether `default.conf` says that no guest has a stub, unless its own file says so.
@@ -366,6 +374,14 @@ mod tests {
         let files = [("default.conf", ""), ("db.conf", "\notherwise = \"packaged\"")];
         let error = found("otherwise", &files, "db").unwrap_err().to_string();
         assert!(error.contains("/db.conf:2: otherwise: only default.conf"), "{error}");
+    }
+
+    #[test]
+    fn a_large_guests_stub_has_more_memory_whatever_the_files_say() {
+        let with = |memory_mib, least| Conf { memory_mib, ..Conf::default() }.with_memory(least).memory_mib;
+        assert_eq!(with(None, 16), None, "as the stub's own config says");
+        assert_eq!([with(None, 33), with(Some(8), 33), with(Some(64), 33)], [Some(33), Some(33), Some(64)]);
+        assert_eq!([with(Some(8), 16), with(Some(64), 16)], [Some(16), Some(64)]);
     }
 
     #[test]

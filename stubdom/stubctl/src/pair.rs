@@ -8,6 +8,7 @@ use crate::child::Running;
 use crate::conf::{Conf, settled_name};
 use crate::control_channel::ControlChannel;
 use crate::error::Error;
+use crate::ffi::xenctrl::DomainInfo;
 use crate::host::{Host, home};
 use crate::interrupt::Interrupt;
 use crate::wait::Wait;
@@ -39,6 +40,15 @@ const LOOK: Duration = Duration::from_millis(50);
 pub(crate) enum PairError {
     /// The xl config of the stub is not there.
     NoConfig(PathBuf),
+    /// The host has too little memory for the stub, or for the stub besides the guest.
+    NoMemory {
+        /// What is free.
+        free_mib: u64,
+        /// What the stub needs.
+        stub_mib: u64,
+        /// What the guest may take yet.
+        guest_mib: u64,
+    },
     /// `xl create` failed; its own words.
     Create(Untrusted<String>),
     /// `xl create` did not end in time.
@@ -73,6 +83,11 @@ impl fmt::Display for PairError {
             Self::NoConfig(path) => {
                 write!(f, "{} is not there: install the stub's xl config, or set \"config\"", path.display())
             }
+            Self::NoMemory { free_mib, stub_mib, guest_mib } => write!(
+                f,
+                "{free_mib} MiB of this host's memory are free, expected {stub_mib} MiB for the stub and {guest_mib} MiB \
+                 for its guest"
+            ),
             Self::Create(said) => write!(f, "xl create of the stub failed: {said}"),
             Self::CreateTimeout(waited) => {
                 write!(f, "xl create of the stub did not end within {} s (start_timeout_s)", waited.as_secs())
@@ -286,6 +301,29 @@ pub(crate) fn find_or_start<'a>(
     }
 }
 
+/// What a stub takes of the host's memory besides its own, in MiB.
+const OVERHEAD_MIB: u64 = 1;
+
+/// Looks whether the host has the memory for a stub of `stub_mib` and for the pages that its guest may take yet.
+///
+/// # Errors
+/// It has not: [`PairError::NoMemory`].
+pub(crate) fn check_memory(host: &Host, stub_mib: u64, target: &DomainInfo) -> Result<(), Error> {
+    let free_mib = host.xen.free_bytes()? >> 20;
+    let guest_mib = target.max_pages.saturating_sub(target.tot_pages) >> 8;
+    if has_room(free_mib, stub_mib.saturating_add(OVERHEAD_MIB), guest_mib) {
+        return Ok(());
+    }
+    Err(PairError::NoMemory { free_mib, stub_mib, guest_mib }.into())
+}
+
+/// Whether there is room for a stub. A guest that would fit alone has to fit with it too; one that may own more than there is
+/// need not be so large.
+fn has_room(free_mib: u64, stub_mib: u64, guest_mib: u64) -> bool {
+    let beside_guest = free_mib.checked_sub(guest_mib);
+    stub_mib <= beside_guest.unwrap_or(free_mib)
+}
+
 /// The address at which a stub takes streams.
 pub(crate) fn stream_address(host: &Host, conf: &Conf, stub: Domid) -> Result<SocketAddrV6, Error> {
     // The back end's copy of the MAC, which the stub cannot write.
@@ -450,6 +488,14 @@ mod tests {
         assert_eq!(name("tä'\\;#[]\0"), "t________-stubdom-7");
         let settings = extra_settings(&Conf::default(), &name("x\"]\nvif=["), HANDLE);
         assert_eq!(settings[0], "name=\"x___vif__-stubdom-7\"");
+    }
+
+    #[test]
+    fn a_stub_must_fit_beside_a_guest_that_fits() {
+        assert!(has_room(145, 17, 128));
+        assert!(!has_room(144, 17, 128), "the guest fits without a stub");
+        assert!(has_room(144, 17, 400 << 10), "what the guest may own says little then");
+        assert!(!has_room(16, 17, 400 << 10));
     }
 
     #[test]

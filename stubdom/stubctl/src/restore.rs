@@ -18,6 +18,7 @@ use crate::relay::tcp::Tcp;
 use crate::relay::{Relay, Way};
 use crate::report::{Account, Outcome};
 use control::{FromStub, Receive, TOKEN_BYTES, ToStub, Transport};
+use migration::plan;
 use receiving::{Guest, Receiving, Serve, Step};
 use std::os::fd::OwnedFd;
 use xen_abi::types::{Domid, Gfn};
@@ -34,7 +35,9 @@ pub(crate) struct Ready<'a> {
 /// # Errors
 /// There is no stub to be had; nothing is left of it.
 pub(crate) fn prepare<'a>(request: &'a Request, account: &mut Account) -> Result<Ready<'a>, Error> {
-    let Request { host, conf, guest, .. } = request;
+    let Request { host, conf, guest, info, .. } = request;
+    let conf = &conf.with_memory(plan::stub_memory_mib(info.max_pages));
+    pair::check_memory(host, conf.memory_mib.map_or(plan::LEAST_MIB, u64::from), info)?;
     let stub = Stub::start(host, conf, guest.raw(), request.arguments.target)?;
     log::info!("{guest}: stub {} started in {:.1} s", stub.domid, account.lap("create").as_secs_f64());
     let mut channel = stub.greet(conf)?;

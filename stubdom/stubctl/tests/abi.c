@@ -29,6 +29,7 @@ int xc_mark_page_offline(xc_interface *, unsigned long, unsigned long, uint32_t 
 int xc_query_page_offline_status(xc_interface *, unsigned long, unsigned long, uint32_t *);
 int xc_domain_set_tsc_info(xc_interface *, uint32_t, uint32_t, uint64_t, uint32_t, uint32_t);
 int xc_domain_hvm_setcontext(xc_interface *, uint32_t, uint8_t *, uint32_t);
+int xc_availheap(xc_interface *, int, int, int, uint64_t *);
 int xc_domain_maximum_gpfn(xc_interface *, uint32_t, unsigned long *);
 int xc_set_domain_cpu_policy(xc_interface *, uint32_t, uint32_t, xen_cpuid_leaf_t *, uint32_t, xen_msr_entry_t *,
                              uint32_t *, uint32_t *, uint32_t *);

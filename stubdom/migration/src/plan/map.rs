@@ -64,6 +64,11 @@ struct Giant {
 /// Bytes that keeping track of a giant takes: its regions, its bits, itself and what the heap adds.
 const GIANT_BYTES: usize = GIANT_REGIONS * (size_of::<Region>() + REGION_LEN / 8) + 4 * size_of::<Giant>();
 
+/// Returns how many bytes keeping track of `max_pages` pages takes that stand side by side.
+pub(super) const fn least_bytes(max_pages: u64) -> u64 {
+    max_pages.div_ceil(GIANT_FRAMES).saturating_mul(GIANT_BYTES as u64)
+}
+
 /// By how many giants the list of places grows: 512 GiB.
 const PLACES_STEP: usize = 512;
 
@@ -85,7 +90,7 @@ impl Map {
     /// # Errors
     /// [`Error::TooLarge`]: that is too little even if the guest's pages stand side by side.
     pub(super) fn new(max_pages: u64, nr_bytes: usize) -> Result<Self, Error> {
-        let least = max_pages.div_ceil(GIANT_FRAMES).saturating_mul(GIANT_BYTES as u64);
+        let least = least_bytes(max_pages);
         if least > nr_bytes as u64 {
             return Err(Error::TooLarge { max_pages, nr_missing: least - nr_bytes as u64 });
         }

@@ -90,12 +90,33 @@ impl fmt::Display for Error {
     }
 }
 
-/// How much more memory a stub needs in which so many bytes of bookkeeping are missing: half of its heap is for that.
+/// How much more memory a stub needs in which so many bytes of bookkeeping are missing.
 fn kib(nr_missing: u64) -> u64 {
-    nr_missing.saturating_mul(2).div_ceil(1024)
+    nr_missing.saturating_mul(HEAP_SHARE).div_ceil(1024)
 }
 
 impl core::error::Error for Error {}
+
+/// What part of the heap that is free at its start a restore's bookkeeping may take: one in so many.
+pub const HEAP_SHARE: u64 = 2;
+
+/// Least memory of a stub, in MiB.
+pub const LEAST_MIB: u64 = 16;
+
+/// Returns the memory that a stub needs to receive a guest that may own `max_pages` pages, in MiB: 69 KiB for each GiB of it
+/// and 6 MiB, at least [`LEAST_MIB`]. The guest's pages may stand in as many places of its own as holes of the usual kinds cut.
+pub const fn stub_memory_mib(max_pages: u64) -> u64 {
+    /// Image, rings, network, window and the buffers of a restore.
+    const FIXED_BYTES: u64 = 5 << 20;
+    /// Giants that holes and pages far up add: below 4 GiB, the device model's, tables of the firmware.
+    const STRAY_GIANTS: u64 = 8;
+    let heap =
+        HEAP_SHARE.saturating_mul(map::least_bytes(max_pages.saturating_add(STRAY_GIANTS * GIANT_FRAMES)));
+    let bytes = heap.saturating_add(FIXED_BYTES);
+    // A page has 8 bytes in a page table, and 8 in the list of machine frames.
+    let mib = bytes.saturating_add(bytes / 256).div_ceil(1 << 20);
+    if mib < LEAST_MIB { LEAST_MIB } else { mib }
+}
 
 /// What the target has at the end, in extents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -327,3 +327,24 @@ fn holes_all_over_the_place_leave_room_for_pages() {
     let (nr_1g, nr_2m, nr_4k) = bench.census();
     assert_eq!(nr_1g + nr_2m + nr_4k, 28);
 }
+
+#[test]
+fn a_stub_gets_the_memory_that_its_guests_size_needs() {
+    const GIB: u64 = 1 << 18;
+    assert_eq!([0, 1, 64, 128].map(|gib| stub_memory_mib(gib * GIB)), [LEAST_MIB; 4]);
+    assert_eq!([400, 1024].map(|gib| stub_memory_mib(gib * GIB)), [33, 75]);
+    // The largest that Xen supports.
+    assert_eq!(stub_memory_mib(12 * 1024 * GIB), 831);
+    for gib in (0..12 * 1024).step_by(7) {
+        let max_pages = gib * GIB + 12_345;
+        let bytes = stub_memory_mib(max_pages) << 20;
+        let heap = bytes - bytes / 256 - (5 << 20);
+        let share = usize::try_from(heap / HEAP_SHARE).unwrap();
+        let population = Population::new(max_pages, 0, share);
+        assert!(population.is_ok(), "{gib} GiB: {:?}", population.err());
+    }
+    assert!(
+        stub_memory_mib(u64::MAX) > 1 << 20,
+        "nonsense is refused where it is compared with the host's memory"
+    );
+}

@@ -85,6 +85,13 @@ unsafe extern "C" {
         incarnation: u32,
     ) -> c_int;
     fn xc_domain_hvm_setcontext(xch: *mut XcInterface, domid: u32, ctxt: *mut u8, size: u32) -> c_int;
+    fn xc_availheap(
+        xch: *mut XcInterface,
+        min_width: c_int,
+        max_width: c_int,
+        node: c_int,
+        bytes: *mut u64,
+    ) -> c_int;
     fn xc_domain_maximum_gpfn(xch: *mut XcInterface, domid: u32, gpfns: *mut u64) -> c_int;
 }
 
@@ -325,6 +332,15 @@ impl Xenctrl {
             )
         };
         if rc == 0 { Ok(()) } else { Err(PolicyError { errno: super::last_errno(), leaf, subleaf, msr }) }
+    }
+
+    /// How many bytes of the host's memory no domain has.
+    pub(crate) fn free_bytes(&self) -> Result<u64, XenError> {
+        let mut bytes = 0;
+        // SAFETY: the handle is open; widths of 0 and node -1 mean all memory; `bytes` outlives the call.
+        let rc = unsafe { xc_availheap(self.raw(), 0, 0, -1, &raw mut bytes) };
+        let failed = || XenError { call: "xc_availheap", domid: None, errno: super::last_errno() };
+        if rc < 0 { Err(failed()) } else { Ok(bytes) }
     }
 
     /// Which Xen runs.

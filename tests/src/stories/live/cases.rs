@@ -111,7 +111,12 @@ pub(super) const CASES: &[Case] = &[
         end: End::Moves,
     },
     // A stub takes 16 MiB.
-    stays_hogged("no memory for the stub", "context", hog!(6), "xl create of the stub failed"),
+    stays_hogged(
+        "no memory for the stub",
+        "context",
+        hog!(6),
+        "MiB of this host's memory are free, expected",
+    ),
     moves("no memory once it is here", "state", hog!(4), "Migration successful", "xl destroy hog"),
     moves(
         "no room for the report",
