@@ -17,6 +17,8 @@ mod pace;
 mod proof;
 mod text;
 
+use core::net::Ipv6Addr;
+use core::ops::RangeInclusive;
 pub use frame::{Deframer, FrameError, encode};
 pub use hypercalls::Hypercalls;
 pub use pace::Pace;
@@ -26,7 +28,7 @@ pub use text::{Untrusted, is_harmless};
 use xen_abi::types::{Domid, Gfn, Mfn};
 
 /// Version of this protocol; both ends must be equal.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// The xenstore directory of the rendezvous, below the stub's own `/local/domain/<stub>/`.
 pub const VCHAN_PATH: &str = "data/control";
@@ -37,7 +39,14 @@ pub const STREAM_VCHAN_PATH: &str = "data/stream";
 /// The TCP port on which the stub receives a stream.
 pub const STREAM_PORT: u16 = 8002;
 
-/// Length of the one-time token that opens a stream connection, in bytes.
+/// The address from which dom0 connects to that port, on every relay's bridge ("stubctl" in ASCII): the stub knows it before
+/// anybody can tell it another.
+pub const RELAY_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x7374, 0x7562, 0x6374, 0x6c00);
+
+/// The ports from which dom0 connects: only root can have them.
+pub const RELAY_PORTS: RangeInclusive<u16> = 512..=1023;
+
+/// Length of the one-time token that opens a stream connection, and of the greeting that answers for the stub, in bytes.
 pub const TOKEN_BYTES: usize = 32;
 
 /// Longest encoded message, in bytes, without its two-byte length.
@@ -117,6 +126,11 @@ pub enum Transport {
 pub struct Receive {
     /// Opens the stream connection; used once.
     pub token: [u8; TOKEN_BYTES],
+    /// What the stub sends first on a TCP connection, before it is sent the token: another that has taken the stub's
+    /// address does not know it.
+    pub greeting: [u8; TOKEN_BYTES],
+    /// Where the stub's TCP sequence numbers come from: a stub has no randomness of its own.
+    pub seed: u64,
     /// What the stream will come by.
     pub transport: Transport,
     /// The most pages the target may own (`max_pages`), in 4 KiB pages.

@@ -108,7 +108,7 @@ impl Reception {
         link: &mut Link,
     ) -> Result<usize, ReceiveError> {
         let mut result = Ok(0);
-        net.receive(|bytes| {
+        net.stack().receive(|bytes| {
             result = self.take(bytes, xen, link);
             result.unwrap_or(0)
         });

@@ -8,8 +8,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use crate::net::Stream;
 use control::STREAM_VCHAN_PATH;
+use stub_net::Stream;
 use xen_abi::types::{Domid, Port};
 use xen_front::events::Events;
 use xen_front::grants::GrantTable;

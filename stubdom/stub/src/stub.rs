@@ -3,7 +3,7 @@
 use crate::exchange::{Reply, Service};
 use crate::life;
 use crate::link::{Link, LinkError};
-use crate::net::{Addressing, Net, Stream};
+use crate::net::Net;
 use crate::patience::Patience;
 use crate::receive::{ReceiveError, Reception};
 use crate::ring::Ring;
@@ -15,6 +15,7 @@ use control::{
     FromStub, MAX_TEXT_BYTES, Phase, Receive, Stage, ToStub, Transport, Untrusted, VCHAN_PATH, VERSION,
 };
 use core::fmt;
+use stub_net::{Addressing, Service as StreamService, Stream};
 use xen_abi::errno::Errno;
 use xen_abi::types::{Domid, Port};
 use xen_front::boot::Domain;
@@ -394,6 +395,8 @@ impl Stub {
             let ring = Ring::new(&self.memory, &mut self.grants, self.events);
             self.ring = Some(ring.map_err(CommandError::Ring)?);
         }
+        let service = StreamService { greeting: order.greeting, seed: order.seed };
+        self.net.serve(&service, self.clock.now_ns());
         self.listen();
         self.status.phase(&mut self.store, Phase::Listening);
         self.say(&FromStub::Listening);
@@ -484,7 +487,7 @@ impl Stub {
         }
         match self.transport {
             Transport::Ring => log::warn!("dropped a client of the ring: {why}"),
-            Transport::Tcp => match self.net.peer() {
+            Transport::Tcp => match self.net.stack().peer() {
                 Some(peer) => log::warn!("dropped a connection from {peer}: {why}"),
                 None => log::warn!("dropped a connection: {why}"),
             },

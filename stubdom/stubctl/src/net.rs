@@ -1,28 +1,46 @@
-//! The relay's network: a bridge without an uplink, and the stub's address on it.
+//! The relay's network: a bridge without an uplink, and the stubs' ports on it.
 //!
-//! **Takes** a bridge's name, a MAC. **Gives** a bridge that forwards at once, an IPv6 link-local address. **Never**
-//! joins the bridge to anything else: only stubs and dom0 are on it, and a stub that receives cannot reach the others. (A vif
-//! that somebody plugs anew when the stub has restored is not kept apart: nobody is there to see it.)
+//! **Takes** a bridge's name, a vif and its MAC. **Gives** a bridge that forwards at once and has dom0's address, and ports
+//! that are tied to their stub ([`Port`]). **Never** joins the bridge to anything else: only stubs and dom0 are on it, and a
+//! stub that receives cannot reach the others. (A vif that somebody plugs anew when the stub has restored is not kept apart:
+//! nobody is there to see it.)
 
-use crate::program;
-use control::Untrusted;
+mod port;
+
+pub(crate) use port::Port;
+
+use control::{RELAY_ADDRESS, Untrusted};
+use port::run;
 use std::fmt;
 use std::fs;
 use std::io;
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use xen_abi::types::Domid;
+use std::str::FromStr;
+
+/// Where IPv6 settings are, unless dom0's kernel has none.
+const IPV6: &str = "/proc/sys/net/ipv6/conf";
 
 /// What is wrong with the bridge.
 #[derive(Debug)]
 pub(crate) enum NetError {
-    /// `ip` failed.
-    Ip {
+    /// A program of iproute2's failed.
+    Program {
+        /// Which.
+        program: &'static str,
         /// Its arguments.
         arguments: String,
         /// What it said.
         said: Untrusted<String>,
+    },
+    /// Dom0's kernel has no IPv6.
+    NoIpv6,
+    /// The stub's vif is not on the bridge.
+    NoPort {
+        /// Its vif.
+        vif: String,
+        /// The bridge.
+        bridge: String,
     },
     /// A kernel file cannot be read or written.
     Setting {
@@ -40,7 +58,17 @@ pub(crate) enum NetError {
 impl fmt::Display for NetError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ip { arguments, said } => write!(f, "\"ip {arguments}\" failed: {said}"),
+            Self::Program { program, arguments, said } => {
+                write!(f, "\"{program} {arguments}\" failed: {said}")
+            }
+            Self::NoIpv6 => f.write_str(
+                "transport tcp needs IPv6, which dom0's kernel has switched off (ipv6.disable=1): set \"transport = ring\"",
+            ),
+            Self::NoPort { vif, bridge } => write!(
+                f,
+                "expected the stub's {vif} on bridge {bridge}, it is on none: is vif= in the stub's config, and a hotplug \
+                 script for it there?"
+            ),
             Self::Setting { file, error } => write!(f, "{}: {error}", file.display()),
             Self::NoBridge(name) => {
                 write!(f, "interface {name} exists and is no bridge: set another \"bridge\"")
@@ -54,37 +82,45 @@ impl fmt::Display for NetError {
 
 impl std::error::Error for NetError {}
 
-/// Makes sure that the bridge is there, is up and forwards.
+/// Makes sure that the bridge is there, is up, forwards and has dom0's address.
 ///
 /// # Errors
 /// It cannot be made.
 pub(crate) fn ensure_bridge(name: &str) -> Result<(), NetError> {
+    if !Path::new(IPV6).is_dir() {
+        return Err(NetError::NoIpv6);
+    }
     let device = device(name);
-    if !device.exists()
-        && let Err(error) = ip(&["link", "add", "name", name, "type", "bridge"])
-        && !device.exists()
-    {
-        // Another stubctl may have been quicker, which is as good.
-        return Err(error);
+    if !device.exists() {
+        make_bridge(name)?;
     }
     if !device.join("bridge").is_dir() {
         return Err(NetError::NoBridge(name.to_owned()));
     }
     // Learning for 15 s before the first packet, or a duplicate address check, would only delay every restore.
     set(&device.join("bridge/forward_delay"), "0")?;
-    let ipv6 = Path::new("/proc/sys/net/ipv6/conf").join(name);
     for (file, value) in [("disable_ipv6", "0"), ("accept_dad", "0"), ("accept_ra", "0")] {
-        set(&ipv6.join(file), value)?;
+        set(&Path::new(IPV6).join(name).join(file), value)?;
     }
-    ip(&["link", "set", "dev", name, "up"])
+    run("ip", &["link", "set", "dev", name, "up"])?;
+    let address = format!("{RELAY_ADDRESS}/64");
+    run("ip", &["-6", "addr", "replace", &address, "dev", name, "nodad"])
 }
 
-/// Keeps a stub from reaching the other stubs on the bridge; best effort, older kernels have no such switch.
-pub(crate) fn isolate_port(stub: Domid) {
-    let port = device(&format!("vif{}.0", stub.raw())).join("brport/isolated");
-    if let Err(error) = fs::write(&port, "1") {
-        log::debug!("{}: {error}", port.display());
+/// Makes a bridge by which stubs reach nothing behind dom0, and hear of none of dom0's other addresses.
+fn make_bridge(name: &str) -> Result<(), NetError> {
+    match run("ip", &["link", "add", "name", name, "type", "bridge"]) {
+        // Another stubctl may have been quicker, which is as good.
+        Err(error) if !device(name).exists() => return Err(error),
+        _ => {}
     }
+    let ipv4 = Path::new("/proc/sys/net/ipv4/conf").join(name);
+    let ipv6 = Path::new(IPV6).join(name);
+    for file in [ipv4.join("forwarding"), ipv6.join("forwarding"), ipv6.join("accept_redirects")] {
+        set(&file, "0")?;
+    }
+    // 8: no answer to any ARP request (Linux, ip-sysctl.rst). Dom0 has no IPv4 address here.
+    set(&ipv4.join("arp_ignore"), "8")
 }
 
 /// The interface's number, which scopes link-local addresses.
@@ -95,25 +131,38 @@ pub(crate) fn interface_index(name: &str) -> Result<u32, NetError> {
     text.trim().parse().map_err(error)
 }
 
-/// The link-local address that a stub gives itself: EUI-64 of its MAC (RFC 4291, appendix A).
-pub(crate) fn link_local(mac: &str) -> Result<Ipv6Addr, NetError> {
-    let [a, b, c, d, e, f] =
-        parse_mac(mac).ok_or_else(|| NetError::BadMac(Untrusted::new(mac.to_owned())))?;
-    let interface_id = [a ^ 2, b, c, 0xff, 0xfe, d, e, f];
-    let mut address = [0; 16];
-    address[..2].copy_from_slice(&[0xfe, 0x80]);
-    address[8..].copy_from_slice(&interface_id);
-    Ok(address.into())
+/// A MAC address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mac([u8; 6]);
+
+impl Mac {
+    /// The link-local address that a stub gives itself: EUI-64 of its MAC (RFC 4291, appendix A).
+    pub(crate) fn link_local(self) -> Ipv6Addr {
+        let Self([a, b, c, d, e, f]) = self;
+        let interface_id = [a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+        let mut address = [0; 16];
+        address[..2].copy_from_slice(&[0xfe, 0x80]);
+        address[8..].copy_from_slice(&interface_id);
+        address.into()
+    }
 }
 
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let mut mac = [0; 6];
-    let mut octets = text.trim().split(':');
-    for octet in &mut mac {
-        let digits = octets.next().filter(|digits| digits.len() == 2)?;
-        *octet = u8::from_str_radix(digits, 16).ok()?;
+impl FromStr for Mac {
+    type Err = NetError;
+
+    fn from_str(text: &str) -> Result<Self, NetError> {
+        let octet = |digits: &str| (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok()).flatten();
+        let octets: Option<Vec<u8>> = text.trim().split(':').map(octet).collect();
+        let mac = octets.and_then(|octets| octets.try_into().ok());
+        mac.map(Self).ok_or_else(|| NetError::BadMac(Untrusted::new(text.to_owned())))
     }
-    octets.next().is_none().then_some(mac)
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self([a, b, c, d, e, last]) = self;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{last:02x}")
+    }
 }
 
 fn device(name: &str) -> PathBuf {
@@ -124,41 +173,5 @@ fn set(file: &Path, value: &str) -> Result<(), NetError> {
     fs::write(file, value).map_err(|error| NetError::Setting { file: file.to_owned(), error })
 }
 
-fn ip(arguments: &[&str]) -> Result<(), NetError> {
-    let failed = |said: &str| {
-        let said = Untrusted::new(said.to_owned());
-        NetError::Ip { arguments: arguments.join(" "), said }
-    };
-    let output = Command::new(program::system("ip")).args(arguments).stdin(Stdio::null()).output();
-    let output = output.map_err(|error| failed(&error.to_string()))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(failed(String::from_utf8_lossy(&output.stderr).trim()))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mac_becomes_a_link_local_address() {
-        let address: Ipv6Addr = "fe80::216:3eff:fe5a:1b2c".parse().unwrap();
-        assert_eq!(link_local("00:16:3e:5a:1b:2c").unwrap(), address);
-        assert_eq!(link_local("00:16:3E:5A:1B:2C\n").unwrap(), address);
-    }
-
-    #[test]
-    fn what_is_no_mac_is_refused() {
-        for bad in [
-            "",
-            "00:16:3e:5a:1b",
-            "00:16:3e:5a:1b:2c:00",
-            "0:16:3e:5a:1b:2c",
-            "00-16-3e-5a-1b-2c",
-            "zz:16:3e:5a:1b:2c",
-        ] {
-            assert!(matches!(link_local(bad), Err(NetError::BadMac(_))), "{bad}");
-        }
-    }
-}
+mod tests;

@@ -160,6 +160,8 @@ pub(crate) struct Stub<'a> {
     target: Domid,
     /// The stub's domain.
     pub(crate) domid: Domid,
+    /// Its port on the bridge, with transport `tcp`.
+    port: Option<net::Port>,
     keep: bool,
 }
 
@@ -181,13 +183,31 @@ impl<'a> Stub<'a> {
             net::ensure_bridge(&conf.bridge)?;
         }
         let domid = create(host, conf, guest)?;
-        let stub = Self { host, target, domid, keep: false };
+        let mut stub = Self { host, target, domid, port: None, keep: false };
         stub.link()?;
         host.xen.set_target(domid, target)?;
         if conf.transport == Transport::Tcp {
-            net::isolate_port(domid); // and again at every look at the stub: its vif may be plugged anew
+            stub.port = Some(tie_port(host, conf, domid)?);
         }
         Ok(stub)
+    }
+
+    /// Keeps the stub's port tied, whatever became of its vif.
+    ///
+    /// # Errors
+    /// It is not tied: nothing may be sent to it.
+    pub(crate) fn keep_port(&self) -> Result<(), Error> {
+        Ok(self.port.as_ref().map_or(Ok(()), net::Port::keep)?)
+    }
+
+    /// Where the stub takes streams by TCP; `None` without a port.
+    ///
+    /// # Errors
+    /// The bridge is gone.
+    pub(crate) fn stream_address(&self, conf: &Conf) -> Result<Option<SocketAddrV6>, Error> {
+        let Some(port) = &self.port else { return Ok(None) };
+        let scope = net::interface_index(&conf.bridge)?;
+        Ok(Some(SocketAddrV6::new(port.address(), control::STREAM_PORT, 0, scope)))
     }
 
     /// Waits for the stub to answer and tells it its target.
@@ -324,13 +344,12 @@ fn has_room(free_mib: u64, stub_mib: u64, guest_mib: u64) -> bool {
     stub_mib <= beside_guest.unwrap_or(free_mib)
 }
 
-/// The address at which a stub takes streams.
-pub(crate) fn stream_address(host: &Host, conf: &Conf, stub: Domid) -> Result<SocketAddrV6, Error> {
+/// Ties the port of a stub's vif.
+fn tie_port(host: &Host, conf: &Conf, stub: Domid) -> Result<net::Port, Error> {
     // The back end's copy of the MAC, which the stub cannot write.
     let node = format!("/local/domain/0/backend/vif/{}/0/mac", stub.raw());
-    let mac = host.store.read(&node)?.unwrap_or_default();
-    let (address, scope) = (net::link_local(mac.raw())?, net::interface_index(&conf.bridge)?);
-    Ok(SocketAddrV6::new(address, control::STREAM_PORT, 0, scope))
+    let mac = host.store.read(&node)?.unwrap_or_default().raw().parse()?;
+    Ok(net::Port::tie(&conf.bridge, format!("vif{}.0", stub.raw()), mac)?)
 }
 
 /// Runs `xl create` with the guest's own name and network filled in. The stub runs at once: if this process is killed

@@ -31,6 +31,11 @@ pub(crate) enum RelayError {
         /// Why.
         kind: ErrorKind,
     },
+    /// Who answers at the stub's address is not the stub.
+    Impostor {
+        /// The stub's address.
+        address: Ipv6Addr,
+    },
     /// The stub's ring cannot be had; positive errno.
     Ring(i32),
     /// The stream ended before its END record.
@@ -57,8 +62,20 @@ impl fmt::Display for RelayError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connect { address, kind } => {
-                write!(f, "cannot connect to the stub at [{address}]:{}: {kind}", control::STREAM_PORT)
+                write!(f, "cannot connect to the stub at [{address}]:{}: {kind}", control::STREAM_PORT)?;
+                match kind {
+                    ErrorKind::TimedOut => f.write_str(
+                        " (a packet filter in dom0 has to let TCP pass between the relay's bridge and that port)",
+                    ),
+                    _ => Ok(()),
+                }
             }
+            Self::Impostor { address } => write!(
+                f,
+                "who answers at the stub's address [{address}]:{} is not the stub: nothing was sent there; look who else is on \
+                 the relay's bridge",
+                control::STREAM_PORT
+            ),
             Self::Ring(errno) => {
                 write!(f, "cannot open the stub's ring: {}", io::Error::from_raw_os_error(*errno))
             }

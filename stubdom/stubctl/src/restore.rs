@@ -11,13 +11,12 @@ use crate::error::Error;
 use crate::ffi::sys::Polled;
 use crate::helper::Request;
 use crate::host::Host;
-use crate::net;
 use crate::pair::{self, Stub};
 use crate::relay::ring::Ring;
-use crate::relay::tcp::Tcp;
+use crate::relay::tcp::{Door, Tcp};
 use crate::relay::{Relay, Way};
 use crate::report::{Account, Outcome};
-use control::{FromStub, Receive, TOKEN_BYTES, ToStub, Transport};
+use control::{FromStub, RELAY_ADDRESS, RELAY_PORTS, Receive, ToStub};
 use migration::plan;
 use receiving::{Guest, Receiving, Serve, Step};
 use std::os::fd::OwnedFd;
@@ -43,10 +42,10 @@ pub(crate) fn prepare<'a>(request: &'a Request, account: &mut Account) -> Result
     let mut channel = stub.greet(conf)?;
     log::info!("{guest}: stub {} answers after {:.1} s", stub.domid, account.lap("greet").as_secs_f64());
     account.note_stub(stub_cpu_ns(host, stub.domid));
-    let token = pair::random()?;
-    channel.send(&ToStub::Receive(order(request, token)))?;
+    let order = order(request)?;
+    channel.send(&ToStub::Receive(order))?;
     channel.wait("Listening", |message| matches!(message, FromStub::Listening).then_some(()))?;
-    let way = open_way(request, &stub, &channel, &token)?;
+    let way = open_way(request, &stub, &channel, &order)?;
     account.lap("connect");
     Ok(Ready { stub, channel, way })
 }
@@ -62,7 +61,7 @@ pub(crate) fn run(
     account: &mut Account,
 ) -> Result<(Gfn, Gfn), Error> {
     let Ready { stub, channel, way } = ready;
-    let result = receive(request, stub.domid, channel, Relay::new(stream, way), account);
+    let result = receive(request, &stub, channel, Relay::new(stream, way), account);
     match &result {
         Ok(outcome) => {
             account.note_stub(stub_cpu_ns(&request.host, stub.domid));
@@ -80,34 +79,31 @@ fn stub_cpu_ns(host: &Host, stub: Domid) -> Option<u64> {
 }
 
 /// What the stub needs to know.
-fn order(request: &Request, token: [u8; TOKEN_BYTES]) -> Receive {
+fn order(request: &Request) -> Result<Receive, Error> {
     let Request { conf, arguments, .. } = request;
-    Receive {
-        token,
+    Ok(Receive {
+        token: pair::random()?,
+        greeting: pair::random()?,
+        seed: u64::from_ne_bytes(pair::random()?),
         transport: conf.transport,
         max_pages: request.info.max_pages,
         store_port: arguments.store_port,
         store_domid: arguments.store_domid,
         console_port: arguments.console_port,
         console_domid: arguments.console_domid,
-    }
+    })
 }
 
 /// From the stream's first byte to `Restored`.
 fn receive(
     request: &Request,
-    stub: Domid,
+    stub: &Stub<'_>,
     channel: ControlChannel<'_>,
     relay: Relay,
     account: &mut Account,
 ) -> Result<Outcome, Error> {
     let Request { host, conf, arguments, .. } = request;
-    let dom0 = Dom0 {
-        host,
-        stub,
-        transport: conf.transport,
-        broker: Broker::new(&host.xen, arguments.target, request.libxl),
-    };
+    let dom0 = Dom0 { host, stub, broker: Broker::new(&host.xen, arguments.target, request.libxl) };
     let guest = Guest { name: &request.guest, max_pages: request.info.max_pages, libxl: request.libxl };
     Receiving::new(&host.interrupt, guest, dom0, channel, relay, account).run(conf.stall_timeout)
 }
@@ -117,18 +113,25 @@ fn open_way(
     request: &Request,
     stub: &Stub<'_>,
     channel: &ControlChannel<'_>,
-    token: &[u8; TOKEN_BYTES],
+    order: &Receive,
 ) -> Result<Way, Error> {
     let Request { host, conf, .. } = request;
-    match conf.transport {
-        Transport::Ring => Ok(Way::Ring(Ring::connect(stub.domid, token)?)),
-        Transport::Tcp => {
-            let address = pair::stream_address(host, conf, stub.domid)?;
+    match stub.stream_address(conf)? {
+        None => Ok(Way::Ring(Ring::connect(stub.domid, &order.token)?)),
+        Some(address) => {
+            stub.keep_port()?;
+            let door = Door {
+                stub: address,
+                relay: RELAY_ADDRESS,
+                relay_ports: RELAY_PORTS,
+                greeting: order.greeting,
+                token: order.token,
+            };
             let wait = |polled: &Polled<'_>, patience| {
                 host.interrupt.wait(&[polled], patience)?;
                 Ok::<_, Error>(channel.check_alive()?)
             };
-            Ok(Way::Tcp(Tcp::connect(address, token, conf.stall_timeout, wait)?))
+            Ok(Way::Tcp(Tcp::connect(&door, conf.stall_timeout, wait)?))
         }
     }
 }
@@ -136,8 +139,7 @@ fn open_way(
 /// Dom0's part in a receive.
 struct Dom0<'a> {
     host: &'a Host,
-    stub: Domid,
-    transport: Transport,
+    stub: &'a Stub<'a>,
     broker: Broker<'a>,
 }
 
@@ -162,12 +164,10 @@ impl Serve for Dom0<'_> {
     }
 
     fn stub_cpu_ns(&self) -> Option<u64> {
-        stub_cpu_ns(self.host, self.stub)
+        stub_cpu_ns(self.host, self.stub.domid)
     }
 
-    fn look_after_the_stub(&self) {
-        if self.transport == Transport::Tcp {
-            net::isolate_port(self.stub);
-        }
+    fn look_after_the_stub(&self) -> Result<(), Error> {
+        self.stub.keep_port()
     }
 }

@@ -3,13 +3,14 @@
 use super::restore::restore_paused;
 use crate::machine::Options;
 use crate::story::{Stage, Story, Telling, ensure};
+use control::RELAY_ADDRESS;
 
 /// What a stub does with a vif besides receiving.
 pub(super) const NETWORK: Story = Story {
     name: "stub-network",
     proves: "a stub takes its address from DHCP, has a link-local one too, and answers at both, also when its vif went and \
-             came back; xl shutdown ends it; who connects before stubctl without the token, or says nothing, is dropped \
-             with a log line, and the restore succeeds",
+             came back; xl shutdown ends it; who connects before stubctl without the token, or says nothing, is \
+             dropped with a log line, and the restore succeeds",
     options: Options::default,
     tell: network,
 };
@@ -63,22 +64,31 @@ fn replug(stage: &Stage, address: &str) -> Telling {
 
 const GUEST: &str = "pvh-128";
 
-/// What a stranger does, and why the stub drops it.
-const STRANGERS: [(&str, &str); 2] =
-    [("speaking", "it did not open with the token"), ("silent", "it sent no token in time")];
+/// What a stranger does, how it says that it ended, and why the stub drops it. Who speaks at once may be dropped before it is
+/// greeted.
+const STRANGERS: [(&str, &str, &str); 2] = [
+    ("speaking", "speaking: dropped", "it did not open with the token"),
+    ("silent", "silent: dropped after 32 bytes", "it sent no token in time"),
+];
 
 /// A stub with a known address for the guest, and a stranger of some `$kind` who will knock there from before it is up until
-/// it is let in. It comes before stubctl, which connects when the stub says that it listens: stubctl is stopped until the
-/// stranger has found the stub, and by its priority it always has a knock on its way. It says how it ended.
+/// it is let in. It is root of dom0, since the stub lets nobody else in: dom0's address and a port below 1024. It comes before
+/// stubctl, which connects when the stub says that it listens: stubctl is stopped until the stranger has found the stub, and
+/// by its priority it always has a knock on its way. It says what it got and that it ended.
 const STRANGER: &str = r#"{ cat /etc/xen/stubdom/stubdom.cfg; echo 'extra = "ip=10.81.0.9/24"'; } >/run/visited.cfg
-printf 'transport = "tcp"\nconfig = "/run/visited.cfg"\n' >/etc/xen/stubdom/pvh-128.conf
-echo 20 >/proc/sys/net/ipv4/neigh/xenstub0/retrans_time_ms
+printf 'transport = "tcp"
+config = "/run/visited.cfg"
+' >/etc/xen/stubdom/pvh-128.conf
 cat >/run/stranger.sh <<'END'
 until ping -c 1 -W 1 10.81.0.9 >/dev/null 2>&1; do [ $SECONDS -lt 60 ] || exit; done
-until { exec 3<>/dev/tcp/10.81.0.9/8002; } 2>/dev/null; do [ $SECONDS -lt 60 ] || exit; done
-[ "$1" = silent ] || printf '%032d' 0 >&3
-read -r -t 30 -u 3 2>/dev/null
-[ $? -gt 128 ] || echo "$1: dropped"
+IFS=: read -r a b c d e f <<<"$(ip neigh show 10.81.0.9 | sed 's/.*lladdr \([^ ]*\).*/\1/')"
+stub=$(printf 'fe80::%02x%s:%sff:fe%s:%s%s' $((0x$a ^ 2)) $b $c $d $e $f)
+say() { [ $1 = silent ] || printf '%032d' 0; }
+for port in $(seq 600 1000); do
+    say $1 | nc.openbsd -v -6 -s fe80::7374:7562:6374:6c00%xenstub0 -p $port $stub%xenstub0 8002 2>/run/said >/run/got
+    ! grep -q succeeded /run/said || break
+done
+echo "$1: dropped after $(wc -c </run/got) bytes"
 END
 rm -f /var/log/xen/guest-pvh-128-stubdom-*.log
 chrt -f 1 bash /run/stranger.sh $kind >/run/stranger 2>&1 &
@@ -93,7 +103,7 @@ chrt -f 1 bash /run/stranger.sh $kind >/run/stranger 2>&1 &
 /// Nobody but stubctl feeds the guest, whoever comes first.
 fn strangers(stage: &Stage) -> Telling {
     let saved = stage.saved(GUEST)?.file;
-    for (kind, why) in STRANGERS {
+    for (kind, ends, why) in STRANGERS {
         stage.sh(&format!("kind={kind}\n{STRANGER}"))?;
         restore_paused(stage, GUEST, &saved)?;
         stage.sh(&format!("xl unpause {GUEST}"))?;
@@ -104,15 +114,12 @@ fn strangers(stage: &Stage) -> Telling {
         let log = stage.sh("cat /var/log/xen/guest-pvh-128-stubdom-*.log | tr -d '\\r'")?;
         let drops: Vec<_> = log.lines().filter(|line| line.contains("dropped a connection from")).collect();
         drops.iter().for_each(|line| stage.say(line));
-        let is_that = |line: &str| line.contains("from 10.81.0.1:") && line.ends_with(why);
-        ensure(
-            said == format!("{kind}: dropped") && drops.len() == 1 && drops.into_iter().all(is_that),
-            || {
-                format!(
-                    "expected one connection from 10.81.0.1 to be dropped since {why}; the stranger said \"{said}\", the stub\n{log}"
-                )
-            },
-        )?;
+        let is_that = |line: &str| line.contains(&format!("from [{RELAY_ADDRESS}]:")) && line.ends_with(why);
+        ensure(said.starts_with(ends) && drops.len() == 1 && drops.into_iter().all(is_that), || {
+            format!(
+                "expected one connection from {RELAY_ADDRESS} to be dropped since {why}, and \"{ends}\"; the stranger said \"{said}\", the stub\n{log}"
+            )
+        })?;
         stage.sh(&format!("xl destroy {GUEST}"))?;
         stage.expect_alone()?;
     }

@@ -60,8 +60,8 @@ pub(super) const ONE_GIB: Story = Story {
 pub(super) const TRANSPORTS: Story = Story {
     name: "stub-transports",
     proves: "by TCP and by shared pages the guest equals the stream page by page, with its superpages; its stub has a vif \
-             only for TCP, on a bridge that stubctl makes, gets several packets in one frame, uses no CPU when idle, and \
-             gives every page back",
+             only for TCP, on a bridge that stubctl makes, to which its port is tied, gets several packets in one \
+             frame, uses no CPU when idle, and gives every page back",
     options: Options::default,
     tell: transports,
 };
@@ -158,6 +158,7 @@ fn transports(stage: &Stage) -> Telling {
     stage.sh("ip link delete xenstub0 2>/dev/null; rm -f /var/log/xen/guest-pvh-128-stubdom-*.log")?;
     round(stage, guest, ("tcp", 1), &saved)?;
     aggregates(stage, guest)?;
+    port_is_tied(stage)?;
     idle_stubs_sleep(stage, 1, 0.1)?; // DHCP asks now and then
     leave(stage, guest)?;
     stage.sh("test -d /sys/class/net/xenstub0/bridge")?;
@@ -181,6 +182,18 @@ fn round(stage: &Stage, guest: &str, (transport, vifs): (&str, u32), saved: &Sav
     })?;
     stage.sh(&format!("xl unpause {guest}"))?;
     stage.ask(guest, "verify").map(drop)
+}
+
+/// The stub's port reaches dom0 only, and keeps the MAC that it has; dom0 has forgotten the address behind it.
+fn port_is_tied(stage: &Stage) -> Telling {
+    let found = stage.sh("vif=$(ls /sys/class/net | grep '^vif'); cd /sys/class/net/$vif/brport
+         mac=$(xenstore-read /local/domain/0/backend/vif/$(echo ${vif#vif} | tr . /)/mac)
+         echo $(cat isolated learning unicast_flood) \
+             $(bridge fdb show brport $vif | grep \"^$mac \" | grep sticky | grep -c static) \
+             $(ip -6 neigh show dev xenstub0 nud permanent | wc -l)")?;
+    ensure(found == "1 0 0 1 0", || {
+        format!("expected isolated 1, learning 0, unicast_flood 0, 1 entry, 0 neighbours, got {found}")
+    })
 }
 
 fn leave(stage: &Stage, guest: &str) -> Telling {

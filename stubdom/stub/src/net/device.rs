@@ -2,9 +2,7 @@
 
 use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
-use smoltcp::wire::{
-    EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket, UdpPacket,
-};
+use stub_net::filter;
 use xen_front::net::{Frame, Netfront, TxQueue};
 
 /// Ethernet header and an IP packet of 1500 bytes: the most we send. What we receive may be an aggregate of up to
@@ -37,7 +35,7 @@ impl Device for Wire<'_> {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
         capabilities.max_transmission_unit = MTU_BYTES;
-        // What the back end does not vouch for is verified in `Received::consume`, frame by frame.
+        // What the back end does not vouch for is verified by the filter, frame by frame.
         capabilities.checksum.tcp = Checksum::Tx;
         capabilities.checksum.udp = Checksum::Tx;
         capabilities
@@ -50,10 +48,10 @@ pub(super) struct Received<'a>(Frame<'a>);
 impl RxToken for Received<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, take: F) -> R {
         let Frame { bytes, checksum_good } = self.0;
-        if checksum_good || verify(bytes).unwrap_or(false) {
+        if filter::admits(bytes, checksum_good) {
             take(bytes)
         } else {
-            log::debug!("network: dropped a frame of {} bytes with a wrong checksum", bytes.len());
+            log::debug!("network: dropped a frame of {} bytes", bytes.len());
             take(&[])
         }
     }
@@ -65,31 +63,5 @@ pub(super) struct Transmit<'a>(&'a mut TxQueue);
 impl TxToken for Transmit<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, fill: F) -> R {
         self.0.send(len, fill)
-    }
-}
-
-/// Verifies the checksum of a TCP or UDP packet; anything else is smoltcp's to verify. `None`: too short.
-fn verify(frame: &[u8]) -> Option<bool> {
-    let frame = EthernetFrame::new_checked(frame).ok()?;
-    match frame.ethertype() {
-        EthernetProtocol::Ipv4 => {
-            let packet = Ipv4Packet::new_checked(frame.payload()).ok()?;
-            let (from, to) = (packet.src_addr().into(), packet.dst_addr().into());
-            verify_transport(packet.next_header(), packet.payload(), &from, &to)
-        }
-        EthernetProtocol::Ipv6 => {
-            let packet = Ipv6Packet::new_checked(frame.payload()).ok()?;
-            let (from, to) = (packet.src_addr().into(), packet.dst_addr().into());
-            verify_transport(packet.next_header(), packet.payload(), &from, &to)
-        }
-        _ => Some(true),
-    }
-}
-
-fn verify_transport(protocol: IpProtocol, payload: &[u8], from: &IpAddress, to: &IpAddress) -> Option<bool> {
-    match protocol {
-        IpProtocol::Tcp => Some(TcpPacket::new_checked(payload).ok()?.verify_checksum(from, to)),
-        IpProtocol::Udp => Some(UdpPacket::new_checked(payload).ok()?.verify_checksum(from, to)),
-        _ => Some(true),
     }
 }

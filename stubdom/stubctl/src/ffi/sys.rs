@@ -6,7 +6,8 @@ use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::mem;
-use std::net::{SocketAddrV6, TcpStream};
+use std::net::{Ipv6Addr, SocketAddrV6, TcpStream};
+use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
@@ -91,9 +92,13 @@ pub(crate) fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, len: usize) -> io
     usize::try_from(nr).map_err(|_| io::Error::last_os_error())
 }
 
-/// Begins to connect a socket whose operations do not wait: it is writable when the attempt has ended, and
-/// `take_error` tells how.
-pub(crate) fn begin_to_connect(address: SocketAddrV6) -> io::Result<TcpStream> {
+/// Begins to connect a socket whose operations do not wait, from the first free port of `ports` at `from`: it is writable
+/// when the attempt has ended, and `take_error` tells how.
+pub(crate) fn begin_to_connect(
+    from: Ipv6Addr,
+    ports: RangeInclusive<u16>,
+    to: SocketAddrV6,
+) -> io::Result<TcpStream> {
     let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: the call takes numbers.
     let fd = unsafe { libc::socket(libc::AF_INET6, kind, 0) };
@@ -102,18 +107,10 @@ pub(crate) fn begin_to_connect(address: SocketAddrV6) -> io::Result<TcpStream> {
     }
     // SAFETY: socket gave a new open descriptor that nobody else owns.
     let socket = unsafe { TcpStream::from_raw_fd(fd) };
-    let name = libc::sockaddr_in6 {
-        // PANIC: never; the family is 10.
-        sin6_family: libc::sa_family_t::try_from(libc::AF_INET6).expect("AF_INET6 is 10"),
-        sin6_port: address.port().to_be(),
-        sin6_flowinfo: address.flowinfo(),
-        sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
-        sin6_scope_id: address.scope_id(),
-    };
-    // PANIC: never; the structure has 28 bytes.
-    let len = libc::socklen_t::try_from(size_of_val(&name)).expect("a socket address is short");
-    // SAFETY: the socket is open; `name` is a sockaddr_in6 of `len` bytes that outlives the call.
-    if unsafe { libc::connect(fd, (&raw const name).cast(), len) } == 0 {
+    bind_to_free(&socket, from, ports, to.scope_id())?;
+    let name = socket_name(*to.ip(), to.port(), to.scope_id());
+    // SAFETY: the socket is open; `name` is a sockaddr_in6 of the length given that outlives the call.
+    if unsafe { libc::connect(fd, (&raw const name).cast(), NAME_BYTES) } == 0 {
         return Ok(socket);
     }
     let error = io::Error::last_os_error();
@@ -157,6 +154,41 @@ pub(crate) fn let_standard_error_go() -> io::Result<()> {
     // SAFETY: both descriptors are open, and nothing in this program owns descriptor 2.
     let rc = unsafe { libc::dup2(null.as_raw_fd(), libc::STDERR_FILENO) };
     if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Binds a socket to the first port that nobody has.
+fn bind_to_free(
+    socket: &TcpStream,
+    from: Ipv6Addr,
+    ports: RangeInclusive<u16>,
+    scope: u32,
+) -> io::Result<()> {
+    let mut result = Err(io::ErrorKind::AddrInUse.into());
+    for port in ports {
+        let name = socket_name(from, port, scope);
+        // SAFETY: the socket is open; `name` is a sockaddr_in6 of the length given that outlives the call.
+        let rc = unsafe { libc::bind(socket.as_raw_fd(), (&raw const name).cast(), NAME_BYTES) };
+        result = if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+        if !result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse) {
+            break;
+        }
+    }
+    result
+}
+
+/// The length of what [`socket_name`] gives.
+#[expect(clippy::cast_possible_truncation, reason = "a socket address has 28 bytes")]
+const NAME_BYTES: libc::socklen_t = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
+
+fn socket_name(address: Ipv6Addr, port: u16, scope: u32) -> libc::sockaddr_in6 {
+    libc::sockaddr_in6 {
+        // PANIC: never; the family is 10.
+        sin6_family: libc::sa_family_t::try_from(libc::AF_INET6).expect("AF_INET6 is 10"),
+        sin6_port: port.to_be(),
+        sin6_flowinfo: 0,
+        sin6_addr: libc::in6_addr { s6_addr: address.octets() },
+        sin6_scope_id: scope,
+    }
 }
 
 /// Reads once from a descriptor that this process does not own.

@@ -6,8 +6,10 @@
 use super::RelayError;
 use crate::control_channel::HEARTBEAT;
 use crate::ffi::sys::{self, Polled};
-use std::io::{self, PipeReader, PipeWriter, Write};
-use std::net::{SocketAddrV6, TcpStream};
+use control::{Proof, TOKEN_BYTES, WrongToken};
+use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write};
+use std::net::{Ipv6Addr, SocketAddrV6, TcpStream};
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -19,6 +21,20 @@ const COPY_BYTES: usize = 4096;
 
 /// Between two attempts to connect.
 const AGAIN: Duration = Duration::from_millis(50);
+
+/// The two ends of a connection, and how each proves itself to the other.
+pub(crate) struct Door {
+    /// Where the stub listens.
+    pub(crate) stub: SocketAddrV6,
+    /// From where dom0 connects.
+    pub(crate) relay: Ipv6Addr,
+    /// From which ports.
+    pub(crate) relay_ports: RangeInclusive<u16>,
+    /// What the stub says first.
+    pub(crate) greeting: [u8; TOKEN_BYTES],
+    /// What the relay says then.
+    pub(crate) token: [u8; TOKEN_BYTES],
+}
 
 /// A pipe and a connection.
 pub(crate) struct Tcp {
@@ -32,20 +48,20 @@ pub(crate) struct Tcp {
 }
 
 impl Tcp {
-    /// Connects to the stub and opens the connection with its token. The stub serves one connection at a time and turns
-    /// strangers away: a refusal is tried again until `timeout` is over. `wait` waits for a descriptor, at most so long.
+    /// Connects to the stub, has it prove itself, and opens the connection with its token. The stub serves one connection at
+    /// a time and turns strangers away: a refusal is tried again until `timeout` is over. `wait` waits for a descriptor, at
+    /// most so long.
     ///
     /// # Errors
-    /// [`RelayError::Connect`], or what `wait` ends with.
+    /// [`RelayError::Connect`], [`RelayError::Impostor`], or what `wait` ends with.
     pub(crate) fn connect<E: From<RelayError>>(
-        address: SocketAddrV6,
-        token: &[u8; control::TOKEN_BYTES],
+        door: &Door,
         timeout: Duration,
         mut wait: impl FnMut(&Polled<'_>, Duration) -> Result<(), E>,
     ) -> Result<Self, E> {
-        let error = |error: io::Error| RelayError::Connect { address: *address.ip(), kind: error.kind() };
-        let mut socket = until_accepted(address, timeout, &mut wait)?.map_err(error)?;
-        let opened = socket.set_nodelay(true).and_then(|()| socket.write_all(token));
+        let error = |error: io::Error| RelayError::Connect { address: *door.stub.ip(), kind: error.kind() };
+        let mut socket = until_greeted(door, timeout, &mut wait)?;
+        let opened = socket.set_nodelay(true).and_then(|()| socket.write_all(&door.token));
         Ok(opened.and_then(|()| Self::over(socket)).map_err(error)?)
     }
 
@@ -113,107 +129,91 @@ impl Tcp {
     }
 }
 
+/// Why an attempt came to nothing.
+enum Failure<E> {
+    /// The wait for it ended.
+    Wait(E),
+    /// The connection.
+    Connection(io::Error),
+    /// Who answers does not know the greeting.
+    Impostor,
+}
+
+impl<E> From<io::Error> for Failure<E> {
+    fn from(error: io::Error) -> Self {
+        Self::Connection(error)
+    }
+}
+
+/// Whether the next attempt may go better: nobody has been sent anything.
+fn is_passing(error: &io::Error) -> bool {
+    use ErrorKind::{AddrInUse, ConnectionRefused, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), ConnectionRefused | ConnectionReset | UnexpectedEof | AddrInUse)
+}
+
 /// Tries again after a refusal, as long as `timeout` is not over; the last refusal is the result then.
-fn until_accepted<E>(
-    address: SocketAddrV6,
+fn until_greeted<E: From<RelayError>>(
+    door: &Door,
     timeout: Duration,
     wait: &mut impl FnMut(&Polled<'_>, Duration) -> Result<(), E>,
-) -> Result<io::Result<TcpStream>, E> {
+) -> Result<TcpStream, E> {
     let deadline = Instant::now() + timeout;
+    let address = *door.stub.ip();
     loop {
-        let result = attempt(address, deadline, wait)?;
-        let is_refused = result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-        if !is_refused || Instant::now() >= deadline {
-            return Ok(result);
+        match attempt(door, deadline, wait) {
+            Ok(socket) => return Ok(socket),
+            Err(Failure::Wait(error)) => return Err(error),
+            Err(Failure::Impostor) => return Err(RelayError::Impostor { address }.into()),
+            Err(Failure::Connection(error)) if is_passing(&error) && Instant::now() < deadline => {
+                wait(&Polled::never(), AGAIN)?;
+            }
+            Err(Failure::Connection(error)) => {
+                return Err(RelayError::Connect { address, kind: error.kind() }.into());
+            }
         }
-        wait(&Polled::never(), AGAIN)?;
     }
 }
 
 /// Tries once.
 fn attempt<E>(
-    address: SocketAddrV6,
+    door: &Door,
     deadline: Instant,
     wait: &mut impl FnMut(&Polled<'_>, Duration) -> Result<(), E>,
-) -> Result<io::Result<TcpStream>, E> {
-    let socket = match sys::begin_to_connect(address) {
-        Ok(socket) => socket,
-        Err(error) => return Ok(Err(error)),
-    };
+) -> Result<TcpStream, Failure<E>> {
+    let mut socket = sys::begin_to_connect(door.relay, door.relay_ports.clone(), door.stub)?;
+    until_ready(&Polled::writable(socket.as_fd()), deadline, wait)?;
+    socket.take_error()?.map_or(Ok(()), Err)?;
+    let mut proof = Proof::new(door.greeting);
+    let mut bytes = [0; TOKEN_BYTES];
+    while !proof.is_proven() {
+        until_ready(&Polled::readable(socket.as_fd()), deadline, wait)?;
+        // No byte more than the greeting is looked at: the stub has nothing else to say.
+        match socket.read(&mut bytes) {
+            Ok(0) => return Err(io::Error::from(ErrorKind::UnexpectedEof).into()),
+            Ok(nr) => drop(proof.take(&bytes[..nr]).map_err(|WrongToken| Failure::Impostor)?),
+            Err(error) if super::is_nothing_yet(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(socket)
+}
+
+fn until_ready<E>(
+    polled: &Polled<'_>,
+    deadline: Instant,
+    wait: &mut impl FnMut(&Polled<'_>, Duration) -> Result<(), E>,
+) -> Result<(), Failure<E>> {
     loop {
-        let ended = Polled::writable(socket.as_fd());
-        wait(&ended, deadline.saturating_duration_since(Instant::now()).min(HEARTBEAT))?;
-        if ended.is_ready() {
-            let result = socket.take_error().and_then(|error| error.map_or(Ok(()), Err));
-            return Ok(result.map(|()| socket));
+        let patience = deadline.saturating_duration_since(Instant::now()).min(HEARTBEAT);
+        wait(polled, patience).map_err(Failure::Wait)?;
+        if polled.is_ready() {
+            return Ok(());
         }
         if Instant::now() >= deadline {
-            return Ok(Err(io::ErrorKind::TimedOut.into()));
+            return Err(io::Error::from(ErrorKind::TimedOut).into());
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::Error;
-    use crate::interrupt::Stop;
-    use std::io::Read;
-    use std::net::{SocketAddr, TcpListener};
-
-    fn listener() -> (TcpListener, SocketAddrV6) {
-        let listener = TcpListener::bind(("::1", 0)).unwrap();
-        let SocketAddr::V6(address) = listener.local_addr().unwrap() else { unreachable!("bound to ::1") };
-        (listener, address)
-    }
-
-    fn wait(polled: &Polled<'_>, patience: Duration) -> Result<(), Error> {
-        Ok(sys::poll(&[polled], patience)?)
-    }
-
-    #[test]
-    fn a_connection_opens_with_the_token() {
-        let (listener, address) = listener();
-        let tcp = Tcp::connect(address, &[7; control::TOKEN_BYTES], HEARTBEAT, wait).unwrap();
-        drop(tcp);
-        let mut arrived = Vec::new();
-        listener.accept().unwrap().0.read_to_end(&mut arrived).unwrap();
-        assert_eq!(arrived, [7; control::TOKEN_BYTES]);
-    }
-
-    #[test]
-    fn a_refusal_is_tried_again_until_the_time_is_over() {
-        let (gone, address) = listener();
-        drop(gone);
-        let mut nr_waits = 0;
-        let result = Tcp::connect(address, &[7; control::TOKEN_BYTES], AGAIN * 3, |polled, patience| {
-            nr_waits += 1;
-            wait(polled, patience)
-        });
-        let refused = RelayError::Connect { address: *address.ip(), kind: io::ErrorKind::ConnectionRefused };
-        assert!(matches!(result, Err(Error::Relay(error)) if error == refused));
-        assert!(nr_waits >= 2, "{nr_waits}");
-    }
-
-    #[test]
-    fn an_interrupt_ends_an_attempt_and_the_pause_after_a_refusal() {
-        let (gone, address) = listener();
-        drop(gone);
-        let (listener, listening) = self::listener();
-        for (address, nr_before) in [(listening, 0), (address, 0), (address, 1)] {
-            let mut left = nr_before;
-            let began = Instant::now();
-            let result =
-                Tcp::connect(address, &[7; control::TOKEN_BYTES], HEARTBEAT * 1000, |polled, patience| {
-                    if left == 0 {
-                        return Err(Error::Stop(Stop::ParentGone));
-                    }
-                    left -= 1;
-                    wait(polled, patience)
-                });
-            assert!(matches!(result, Err(Error::Stop(Stop::ParentGone))), "{nr_before} waits before");
-            assert!(began.elapsed() < HEARTBEAT * 100);
-        }
-        drop(listener);
-    }
-}
+mod tests;

@@ -30,7 +30,10 @@ pub(super) trait Serve {
     /// Processor time that the stub has had.
     fn stub_cpu_ns(&self) -> Option<u64>;
     /// What has to be done again and again while the stub is at work.
-    fn look_after_the_stub(&self);
+    ///
+    /// # Errors
+    /// The receive cannot go on.
+    fn look_after_the_stub(&self) -> Result<(), Error>;
 }
 
 /// What a message of the stub's leads to.
@@ -170,7 +173,7 @@ impl<'a, S: Serve> Receiving<'a, S> {
         if self.looked.elapsed() >= HEARTBEAT {
             self.looked = Instant::now();
             self.channel.check_alive()?;
-            self.dom0.look_after_the_stub();
+            self.dom0.look_after_the_stub()?;
         }
         Ok((fill, drain))
     }
@@ -279,7 +282,9 @@ mod tests {
             Some(0)
         }
 
-        fn look_after_the_stub(&self) {}
+        fn look_after_the_stub(&self) -> Result<(), Error> {
+            Ok(())
+        }
     }
 
     fn receive(interrupt: &Interrupt, message: &FromStub<'_>, stall_timeout: Duration) -> Error {
