@@ -149,16 +149,22 @@ impl Conf {
         for name in [DEFAULT].into_iter().chain(own) {
             let file = directory.join(format!("{name}.conf"));
             if let Some(text) = read_if_there(&file)? {
-                let settings = Settings::parse(&text, name == DEFAULT);
-                let settings = settings.map_err(|(line, fault)| ConfError::BadLine {
-                    file: file.clone(),
-                    line,
-                    fault,
-                })?;
-                found.get_or_insert_with(Self::default).apply(&file, settings);
+                found.get_or_insert_with(Self::default).read(&file, &text)?;
             }
         }
         Ok(found)
+    }
+
+    /// Sets what the text of a file says.
+    pub(crate) fn read(&mut self, file: &Path, text: &str) -> Result<(), ConfError> {
+        let is_default = file.file_stem().is_some_and(|name| name == DEFAULT);
+        let settings = Settings::parse(text, is_default).map_err(|(line, fault)| ConfError::BadLine {
+            file: file.to_owned(),
+            line,
+            fault,
+        })?;
+        self.apply(file, settings);
+        Ok(())
     }
 
     fn apply(&mut self, file: &Path, settings: Settings) {

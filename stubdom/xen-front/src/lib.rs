@@ -25,6 +25,8 @@ extern crate std;
 pub mod boot;
 pub mod clock;
 pub mod console;
+#[cfg(feature = "doors")]
+pub mod doors;
 pub mod events;
 pub mod grants;
 pub mod heap;

@@ -9,6 +9,8 @@
 //! one may connect, with empty rings.
 
 pub(crate) mod channel;
+#[cfg(feature = "doors")]
+pub(crate) mod doors;
 
 use crate::grants::{Access, GrantTable, Lease};
 use crate::hypercall::event_channel;

@@ -14,6 +14,8 @@
     )
 )]
 
+#[cfg(feature = "doors")]
+pub(crate) mod doors;
 mod wire;
 
 use crate::boot::RingPage;
