@@ -5,6 +5,7 @@
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::io;
+use std::ops::Range;
 use std::ptr::{self, NonNull};
 
 /// Size of a page in bytes, to count with.
@@ -25,6 +26,19 @@ unsafe extern "C" {
         errors: *mut c_int,
     ) -> *mut c_void;
     fn xenforeignmemory_unmap(handle: *mut c_void, address: *mut c_void, nr_pages: usize) -> c_int;
+}
+
+/// Reads FIRST:END, a half-open range of frame numbers, decimal or 0x...
+///
+/// # Errors
+/// It is none.
+pub fn gfn_range(text: &str) -> Result<Range<u64>, String> {
+    let number = |text: &str| match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    let ends = text.split_once(':').and_then(|(first, end)| Some(number(first).ok()?..number(end).ok()?));
+    ends.ok_or_else(|| "expected FIRST:END, decimal or 0x...".to_owned())
 }
 
 /// The way to one domain's memory.
@@ -122,5 +136,16 @@ impl Drop for Mapped<'_> {
         unsafe {
             xenforeignmemory_unmap(self.owner.handle.as_ptr(), self.address.as_ptr(), self.errors.len())
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_two_numbers() {
+        assert_eq!(gfn_range("0xfe000:1048576"), Ok(0xfe000..0x10_0000));
+        assert!(gfn_range("7").is_err() && gfn_range("7:x").is_err());
     }
 }

@@ -48,6 +48,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("target/release/nest-hold", "usr/bin/nest-hold"),
     ("target/release/nest-monitor", "usr/bin/nest-monitor"),
     ("target/release/nest-mce", "usr/bin/nest-mce"),
+    ("target/release/nest-scan", "usr/bin/nest-scan"),
     ("target/release/nest-gate", "usr/bin/nest-gate"),
     ("target/release/nest-tight", "usr/bin/nest-tight"),
     ("target/release/nest-hypercalls", "usr/bin/nest-hypercalls"),

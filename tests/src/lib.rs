@@ -15,6 +15,7 @@ pub mod image;
 pub mod kernel;
 pub mod machine;
 pub mod packages;
+pub mod pattern;
 pub mod place;
 pub mod savefile;
 pub mod soak;

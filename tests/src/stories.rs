@@ -47,6 +47,7 @@ pub const ALL: &[Story] = &[
     exchange::NETWORK,
     exchange::WATCH,
     exchange::SCARCE,
+    exchange::SCRUBBED,
     exchange_pv::EXCHANGE_PV,
 ];
 

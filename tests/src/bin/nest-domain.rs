@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "asking about another domain is a call into Xen's C libraries")]
 
 use clap::Parser;
+use e2e::foreign::gfn_range;
 use e2e::xenctrl::{DomainInfo, Xenctrl};
 use std::ffi::{c_int, c_uint, c_void};
 use std::io;
@@ -41,17 +42,8 @@ struct Arguments {
     /// The domain's number.
     domid: u16,
     /// Runs of guest frame numbers whose memory types to tell, of an HVM or PVH domain.
-    #[arg(value_parser = range)]
+    #[arg(value_parser = gfn_range)]
     gfns: Vec<Range<u64>>,
-}
-
-fn range(text: &str) -> Result<Range<u64>, String> {
-    let number = |text: &str| match text.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    let ends = text.split_once(':').and_then(|(first, end)| Some(number(first).ok()?..number(end).ok()?));
-    ends.ok_or_else(|| "expected FIRST:END, decimal or 0x...".to_owned())
 }
 
 fn main() -> ExitCode {
@@ -142,12 +134,6 @@ mod tests {
         let found = runs(3..8, |gfn| Ok(u16::from(gfn >= 6) * 4)).unwrap();
         assert_eq!(found, [(3..6, 0), (6..8, 4)]);
         assert!(runs(3..8, |_| Err(io::Error::other("no"))).is_err());
-    }
-
-    #[test]
-    fn a_range_is_two_numbers() {
-        assert_eq!(range("0xfe000:1048576"), Ok(0xfe000..0x10_0000));
-        assert!(range("7").is_err() && range("7:x").is_err());
     }
 
     #[test]

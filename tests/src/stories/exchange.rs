@@ -8,6 +8,7 @@ mod network;
 mod refusals;
 mod saving;
 mod scarce;
+mod scrubbed;
 mod state;
 mod watch;
 
@@ -17,6 +18,7 @@ pub(super) use network::NETWORK;
 pub(super) use refusals::{REFUSALS, mapped_by_back_ends};
 pub(super) use saving::SAVING;
 pub(super) use scarce::SCARCE;
+pub(super) use scrubbed::SCRUBBED;
 pub(super) use state::limits;
 pub(super) use watch::WATCH;
 

@@ -8,10 +8,14 @@ mod splice;
 use clap::{Parser, Subcommand};
 use damage::Damage;
 use e2e::error::{Doing, Result};
-use e2e::savefile::{SaveFile, kind};
+use e2e::foreign::gfn_range;
+use e2e::pattern::is_witnessed;
+use e2e::savefile::{PAGE_BYTES, SaveFile, kind};
 use reorder::Order;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -38,6 +42,17 @@ enum Action {
         out: PathBuf,
         #[command(flatten)]
         order: Order,
+    },
+    /// Makes holes, behind all contents, of the pages in a range that a witness has written, as a guest does whose balloon
+    /// grows during a live migration; prints how many.
+    Balloon {
+        /// The save file.
+        file: PathBuf,
+        /// What to write.
+        out: PathBuf,
+        /// Guest frame numbers, FIRST:END.
+        #[arg(value_parser = gfn_range)]
+        gfns: Range<u64>,
     },
     /// Cuts the file after a number of bytes of the libxc stream.
     Truncate {
@@ -75,6 +90,7 @@ fn act(action: Action) -> Result<()> {
     match action {
         Action::Info { file } => info(&SaveFile::open(&file)?),
         Action::Reorder { file, out, order } => reorder::write(&SaveFile::open(&file)?, &order, &out),
+        Action::Balloon { file, out, gfns } => balloon(&SaveFile::open(&file)?, &gfns, &out),
         Action::Truncate { file, out, nr_bytes } => truncate(&SaveFile::open(&file)?, nr_bytes, &out),
         Action::Damage { file, out, damage } => {
             println!("{}", damage::write(&SaveFile::open(&file)?, damage, &out)?);
@@ -99,6 +115,26 @@ fn info(save: &SaveFile) -> Result<()> {
         println!("{number} offset={offset} type={:#x} length={}{pages}", record.kind, record.len);
     }
     Ok(())
+}
+
+fn balloon(save: &SaveFile, gfns: &Range<u64>, out: &Path) -> Result<()> {
+    let mut pfns = BTreeSet::new();
+    for record in save.records.iter().filter(|record| record.kind == kind::PAGE_DATA) {
+        for page in save.pages(record)?.iter().filter(|page| gfns.contains(&page.pfn())) {
+            if let Some(at) = page.data
+                && is_witnessed(&save.bytes(at, PAGE_BYTES)?)
+            {
+                pfns.insert(page.pfn());
+            }
+        }
+    }
+    let state = save.first(kind::X86_TSC_INFO)?.offset;
+    let mut to = create(out)?;
+    copy(save, 0, state, &mut to)?;
+    to.write_all(&splice::holes(pfns.iter().copied())).doing("writing the holes")?;
+    copy(save, state, save.len(), &mut to)?;
+    println!("{}", pfns.len());
+    to.flush().doing("writing the last bytes")
 }
 
 fn truncate(save: &SaveFile, nr_bytes: u64, out: &Path) -> Result<()> {

@@ -64,18 +64,24 @@ pub(crate) fn padded(kind: u32, len: u32) -> Vec<u8> {
     bytes
 }
 
-/// PAGE_DATA of `count` pages without contents from one on: all that they are is their words.
-fn unbacked(first: u64, count: u32) -> Vec<u8> {
+/// PAGE_DATA of pages without contents: all that they are is their words.
+fn unbacked(words: &[u64]) -> Vec<u8> {
+    let len = 8 * (words.len() as u32 + 1);
     let mut bytes = kind::PAGE_DATA.to_le_bytes().to_vec();
-    bytes.extend((8 * (count + 1)).to_le_bytes());
-    bytes.extend(u64::from(count).to_le_bytes());
-    bytes.extend((first..first + u64::from(count)).flat_map(u64::to_le_bytes));
+    bytes.extend(len.to_le_bytes());
+    bytes.extend((words.len() as u64).to_le_bytes());
+    bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
     bytes
+}
+
+/// PAGE_DATA that makes holes of pages.
+pub(crate) fn holes(pfns: impl Iterator<Item = u64>) -> Vec<u8> {
+    unbacked(&pfns.map(|pfn| pfn | TYPE_HOLE).collect::<Vec<_>>())
 }
 
 /// PAGE_DATA of pages that are to be there, whatever is in them.
 pub(crate) fn allocated(first: u64, count: u32) -> Vec<u8> {
-    unbacked(first | TYPE_ALLOC, count)
+    unbacked(&(first..first + u64::from(count)).map(|pfn| pfn | TYPE_ALLOC).collect::<Vec<_>>())
 }
 
 /// PAGE_DATA that makes a hole of the first page with contents of the second PAGE_DATA record.
@@ -83,7 +89,7 @@ pub(crate) fn hole(save: &SaveFile) -> Result<Vec<u8>> {
     let pages = save.pages(&second_pages(save)?)?;
     let page = pages.iter().find(|page| page.data.is_some());
     let page = page.ok_or_else(|| Error::new("looking for a page with contents", "there is none"))?;
-    Ok(unbacked(page.pfn() | TYPE_HOLE, 1))
+    Ok(holes(std::iter::once(page.pfn())))
 }
 
 /// VERIFY and the second PAGE_DATA record once more; it ends with a page's contents.
