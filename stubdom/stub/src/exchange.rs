@@ -11,7 +11,7 @@ use control::exchange::{self as wire, MAX_RESERVED, Reason};
 use migration::exchange::{
     Alone, Blocker, Error, Exchange, Outcome, Plan, Refusal, Request, Reserved, Role, Swapping, repair,
 };
-use migration::xen::{Errno, Xen, XenExchange};
+use migration::xen::{Errno, XenExchange};
 use xen_abi::types::Mfn;
 use xen_front::clock::Clock;
 use xen_front::ledger;
@@ -45,8 +45,6 @@ pub(crate) struct Service {
     exchange: Option<Exchange>,
     /// Old frames of the last exchange that the target owned when it was asked last.
     held: Vec<Mfn>,
-    /// How many pages the target owned before the exchange, as far as Xen has said.
-    nr_owned: Option<u64>,
 }
 
 impl Service {
@@ -72,7 +70,6 @@ impl Service {
     pub(crate) fn begin(&mut self, order: &wire::Exchange, xen: &mut TargetXen, clock: Clock) -> Reply {
         let began_ns = clock.now_ns();
         xen.set_fuse(order.panic_at);
-        self.nr_owned = xen.current_reservation().ok();
         let reserved = core::mem::take(&mut self.reserved);
         let request = Request {
             mfn: order.mfn,
@@ -126,24 +123,11 @@ impl Service {
         Some(Reply::Held(self.held.len() as u64))
     }
 
-    /// Warns when the target owns more pages than before the exchange: what waited could not be given back, or its balloon
-    /// has taken some while its `max_pages` was raised.
-    fn compare_owned(&self, nr_held: u64, xen: &mut TargetXen) {
-        let (Some(before), Ok(now)) = (self.nr_owned, xen.current_reservation()) else { return };
-        if now > before + nr_held {
-            log::warn!(
-                "the guest owns {now} pages after the exchange, {before} before it, {nr_held} old frames are held"
-            );
-        }
-    }
-
     /// Scrubs and releases; `None` without an exchange under way.
     pub(crate) fn finish(&mut self, xen: &mut TargetXen, clock: Clock) -> Option<Reply> {
         let began_ns = clock.now_ns();
         let finished = self.exchange.take()?.finish(xen);
         xen.set_fuse(None);
-        let nr_held = finished.as_ref().ok().and_then(Option::as_ref).map_or(0, |report| report.held.len());
-        self.compare_owned(nr_held as u64, xen);
         Some(match finished {
             Ok(None) => Reply::Over,
             Ok(Some(report)) => {
