@@ -60,7 +60,7 @@ impl Reception {
         let service = |port, domid| Service { port: Port::new(port), domid };
         let config = Config {
             max_pages: order.max_pages,
-            map_bytes: xen_front::heap::usage().1 / HEAP_SHARE as usize,
+            map_bytes: xen_front::heap::usage().1 / usize::from(HEAP_SHARE),
             store: service(order.store_port, order.store_domid),
             console: service(order.console_port, order.console_domid),
         };

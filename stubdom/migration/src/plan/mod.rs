@@ -92,13 +92,13 @@ impl fmt::Display for Error {
 
 /// How much more memory a stub needs in which so many bytes of bookkeeping are missing.
 fn kib(nr_missing: u64) -> u64 {
-    nr_missing.saturating_mul(HEAP_SHARE).div_ceil(1024)
+    nr_missing.saturating_mul(HEAP_SHARE.into()).div_ceil(1024)
 }
 
 impl core::error::Error for Error {}
 
 /// What part of the heap that is free at its start a restore's bookkeeping may take: one in so many.
-pub const HEAP_SHARE: u64 = 2;
+pub const HEAP_SHARE: u8 = 2;
 
 /// Least memory of a stub, in MiB.
 pub const LEAST_MIB: u64 = 16;
@@ -110,8 +110,8 @@ pub const fn stub_memory_mib(max_pages: u64) -> u64 {
     const FIXED_BYTES: u64 = 5 << 20;
     /// Giants that holes and pages far up add: below 4 GiB, the device model's, tables of the firmware.
     const STRAY_GIANTS: u64 = 8;
-    let heap =
-        HEAP_SHARE.saturating_mul(map::least_bytes(max_pages.saturating_add(STRAY_GIANTS * GIANT_FRAMES)));
+    let heap = (HEAP_SHARE as u64)
+        .saturating_mul(map::least_bytes(max_pages.saturating_add(STRAY_GIANTS * GIANT_FRAMES)));
     let bytes = heap.saturating_add(FIXED_BYTES);
     // A page has 8 bytes in a page table, and 8 in the list of machine frames.
     let mib = bytes.saturating_add(bytes / 256).div_ceil(1 << 20);

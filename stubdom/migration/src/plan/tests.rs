@@ -339,7 +339,7 @@ fn a_stub_gets_the_memory_that_its_guests_size_needs() {
         let max_pages = gib * GIB + 12_345;
         let bytes = stub_memory_mib(max_pages) << 20;
         let heap = bytes - bytes / 256 - (5 << 20);
-        let share = usize::try_from(heap / HEAP_SHARE).unwrap();
+        let share = usize::try_from(heap / u64::from(HEAP_SHARE)).unwrap();
         let population = Population::new(max_pages, 0, share);
         assert!(population.is_ok(), "{gib} GiB: {:?}", population.err());
     }

@@ -66,7 +66,8 @@ pub(crate) fn padded(kind: u32, len: u32) -> Vec<u8> {
 
 /// PAGE_DATA of pages without contents: all that they are is their words.
 fn unbacked(words: &[u64]) -> Vec<u8> {
-    let len = 8 * (words.len() as u32 + 1);
+    // PANIC: never; a script gives a few words.
+    let len = 8 * (u32::try_from(words.len()).expect("a few words") + 1);
     let mut bytes = kind::PAGE_DATA.to_le_bytes().to_vec();
     bytes.extend(len.to_le_bytes());
     bytes.extend((words.len() as u64).to_le_bytes());
