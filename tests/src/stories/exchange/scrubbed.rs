@@ -30,7 +30,6 @@ const OVERHEAD_MIB: u64 = 16;
 fn scrubbed(stage: &Stage) -> Telling {
     let Saved { file, .. } = stage.saved(GUEST)?;
     let balloon = "/var/lib/xen/save/balloon";
-    // The balloon takes every other 8 MiB: what is left of the witness is exchanged below.
     let nr_holes = balloon_out(stage, &file, balloon)?;
     restore_paused(stage, GUEST, balloon)?;
     let regions = witnessed_regions(stage)?;
@@ -38,7 +37,6 @@ fn scrubbed(stage: &Stage) -> Telling {
         format!("{nr_holes} pages of the witness became holes, {} regions of it are left", regions.len())
     })?;
     stage.say(format!("{nr_holes} pages became holes; {} regions with pages of the witness", regions.len()));
-    expect_nothing_elsewhere(stage)?;
     let pages = |offset: u64| -> String {
         let gfns = regions.iter().take(NR_REGIONS).map(|first| format!("{:#x}", first + offset));
         gfns.collect::<Vec<_>>().join(" ")
