@@ -15,6 +15,7 @@ mod hypercalls;
 pub mod nodes;
 mod pace;
 mod proof;
+pub mod send;
 mod text;
 
 use core::net::Ipv6Addr;
@@ -76,7 +77,23 @@ pub enum ToStub {
     },
     /// Asks the stub to receive its target's stream; it answers [`FromStub::Listening`].
     Receive(Receive),
-    /// Answers the last [`FromStub::Apply`]: 0 or a negative Linux errno.
+    /// Asks the stub to send its target; it answers [`FromStub::Listening`].
+    Send(send::Send),
+    /// Answers [`send::Ask`] with a bitmap, which follows on the ring.
+    Bitmap(send::Bitmap),
+    /// Answers [`send::Ask::Fetch`] with a blob, which follows on the ring.
+    Blob {
+        /// Its length in bytes; 0 when there is none.
+        nr_bytes: u32,
+    },
+    /// Answers [`send::Ask::CountDirty`].
+    Count {
+        /// How many pages.
+        nr_pages: u64,
+    },
+    /// Answers [`send::Ask::TscInfo`].
+    TscInfo(TscInfo),
+    /// Answers the last [`FromStub::Apply`] or [`FromStub::Ask`]: 0 or a negative Linux errno.
     Answer {
         /// 0 or `-errno`.
         result: i32,
@@ -173,7 +190,9 @@ pub enum FromStub<'a> {
     },
     /// Asks dom0 to act on the target; answered by [`ToStub::Answer`].
     Apply(Apply),
-    /// How far the receive is; at most a few a second.
+    /// Asks dom0 for something that a send needs.
+    Ask(send::Ask),
+    /// How far the receive or the send is; at most a few a second.
     Progress(Progress),
     /// A line for the operator's log.
     Log {
@@ -192,6 +211,8 @@ pub enum FromStub<'a> {
         /// What it took.
         report: Report,
     },
+    /// All of the target's stream is in the ring, and the stub has let go of the target's frames.
+    Sent(send::Sent),
     /// The current command failed; the stub is ready for the next.
     Failed {
         /// What was expected, what came, where: at most [`MAX_TEXT_BYTES`].
@@ -261,18 +282,22 @@ pub enum Apply {
         missing_msr: bool,
     },
     /// `XEN_DOMCTL_settscinfo`, record X86_TSC_INFO.
-    TscInfo {
-        /// `tsc_mode`.
-        mode: u32,
-        /// Guest TSC frequency in kHz.
-        khz: u32,
-        /// Elapsed time in nanoseconds.
-        nsec: u64,
-        /// Incarnation.
-        incarnation: u32,
-    },
+    TscInfo(TscInfo),
     /// `XEN_DOMCTL_sethvmcontext` with the HVM context blob sent before.
     HvmContext,
+}
+
+/// Arguments of `XEN_DOMCTL_settscinfo`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TscInfo {
+    /// `tsc_mode`.
+    pub mode: u32,
+    /// Guest TSC frequency in kHz.
+    pub khz: u32,
+    /// Elapsed time in nanoseconds.
+    pub nsec: u64,
+    /// Incarnation.
+    pub incarnation: u32,
 }
 
 /// How much a log line matters.
@@ -288,7 +313,7 @@ pub enum LogLevel {
     Debug,
 }
 
-/// Where a receive is.
+/// Where a receive or a send is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
     /// Paired, nothing to do.
@@ -305,6 +330,8 @@ pub enum Phase {
     Finishing,
     /// The target is complete.
     Restored,
+    /// The target has been sent.
+    Sent,
     /// A frame is being exchanged.
     Exchanging,
     /// The last command failed.
@@ -322,20 +349,21 @@ impl Phase {
             Self::Precopy => "precopy",
             Self::Finishing => "finishing",
             Self::Restored => "restored",
+            Self::Sent => "sent",
             Self::Exchanging => "exchanging",
             Self::Failed => "failed",
         }
     }
 }
 
-/// How far a receive is.
+/// How far a receive or a send is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// Where it is.
     pub phase: Phase,
-    /// Stream bytes taken so far.
+    /// Stream bytes taken or written so far.
     pub nr_bytes: u64,
-    /// Pages filled so far, repeats counted.
+    /// Pages filled or sent so far, repeats counted.
     pub nr_pages: u64,
     /// Which pass over memory this is, from 1.
     pub pass: u32,

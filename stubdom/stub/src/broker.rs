@@ -43,7 +43,7 @@ impl Broker for Dom0<'_> {
 
     fn set_tsc_info(&mut self, info: TscInfo) -> Result<(), Errno> {
         let TscInfo { mode, khz, nsec, incarnation } = info;
-        self.apply(Apply::TscInfo { mode, khz, nsec, incarnation })
+        self.apply(Apply::TscInfo(control::TscInfo { mode, khz, nsec, incarnation }))
     }
 
     fn set_hvm_context(&mut self) -> Result<(), Errno> {

@@ -1,4 +1,4 @@
-//! The migration stub domain: receives its target's stream, populates and fills the target, and serves stubctl.
+//! The migration stub domain: receives its target's stream, populates and fills the target, sends it, and serves stubctl.
 //!
 //! One vCPU, no upcalls, one loop: look at everything that may have happened, then sleep in `SCHEDOP_poll` until
 //! something does.
@@ -16,6 +16,7 @@ mod net;
 mod patience;
 mod receive;
 mod ring;
+mod send;
 mod status;
 mod stub;
 mod survey;
@@ -34,7 +35,7 @@ fn run(domain: Domain) -> ! {
     loop {
         stub.follow_store();
         stub.obey();
-        if !stub.receive() {
+        if !stub.receive() && !stub.send() {
             stub.sleep();
         }
     }

@@ -1,8 +1,9 @@
-//! The stream over shared memory: a second vchan, whose left ring stubctl fills with the stream.
+//! The stream over shared memory: a second vchan, one of whose rings has the stream. Stubctl fills the left one of a
+//! stream that comes; the stub fills the right one of a stream that leaves, and dom0's answers come by the left one.
 //!
-//! **Takes** pages and grants, the first time a stream comes this way. **Gives** the bytes of the stream: to be looked
-//! at from a private buffer, since what the parser checks must not change under it, and page contents, which nobody
-//! looks at, straight from the ring. **Never** shows shared memory by reference.
+//! **Takes** pages and grants, the first time a stream comes or leaves this way. **Gives** the bytes that come: to be
+//! looked at from a private buffer, since what the parser checks must not change under it, and page contents, which
+//! nobody looks at, straight from the ring. **Never** shows shared memory by reference.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -10,6 +11,7 @@ use core::ops::Range;
 
 use control::STREAM_VCHAN_PATH;
 use stub_net::Stream;
+use xen_abi::errno::Errno;
 use xen_abi::types::{Domid, Port};
 use xen_front::events::Events;
 use xen_front::grants::GrantTable;
@@ -23,6 +25,9 @@ const STREAM_ORDER: u32 = 20;
 
 /// log2 of the bytes of the ring that nobody uses: the smallest of whole pages.
 const IDLE_ORDER: u32 = 12;
+
+/// log2 of the bytes of the ring by which dom0's answers come: the bitmap of 2 GiB in one piece.
+const ANSWER_ORDER: u32 = 16;
 
 /// The private buffer: the list of a batch's pages and what comes before it.
 const BUFFER_BYTES: usize = 16 << 10;
@@ -41,8 +46,24 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    pub(crate) fn new(memory: &Memory, grants: &mut GrantTable, events: Events) -> Result<Self, Error> {
-        let server = Server::new(memory, grants, Domid::DOM0, STREAM_VCHAN_PATH, STREAM_ORDER, IDLE_ORDER)?;
+    /// For streams that come.
+    pub(crate) fn incoming(memory: &Memory, grants: &mut GrantTable, events: Events) -> Result<Self, Error> {
+        Self::new(memory, grants, events, STREAM_VCHAN_PATH, [STREAM_ORDER, IDLE_ORDER])
+    }
+
+    /// For streams that leave.
+    pub(crate) fn outgoing(memory: &Memory, grants: &mut GrantTable, events: Events) -> Result<Self, Error> {
+        Self::new(memory, grants, events, control::send::PATH, [ANSWER_ORDER, STREAM_ORDER])
+    }
+
+    fn new(
+        memory: &Memory,
+        grants: &mut GrantTable,
+        events: Events,
+        path: &str,
+        [left_order, right_order]: [u32; 2],
+    ) -> Result<Self, Error> {
+        let server = Server::new(memory, grants, Domid::DOM0, path, left_order, right_order)?;
         let buffer = vec![0; BUFFER_BYTES];
         Ok(Self { server, events, buffer, left: 0..0, state: Stream::Closed })
     }
@@ -100,6 +121,47 @@ impl Ring {
         }
         let taken = self.server.take(most.min(POUR_BYTES), take);
         self.settle(taken)
+    }
+
+    /// Waits until `out` is full.
+    ///
+    /// # Errors
+    /// The client has closed its end or broke the protocol.
+    pub(crate) fn receive_all(&mut self, out: &mut [u8]) -> Result<(), Errno> {
+        let mut nr_done = 0;
+        while nr_done < out.len() {
+            self.events.take(self.port());
+            let nr_taken = self.receive(|bytes| {
+                let nr = bytes.len().min(out.len() - nr_done);
+                out[nr_done..nr_done + nr].copy_from_slice(&bytes[..nr]);
+                nr
+            });
+            nr_done += nr_taken;
+            if nr_taken == 0 {
+                self.wait()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns how many bytes may be given; an event follows when there is room, if there is none now.
+    pub(crate) fn room(&mut self) -> usize {
+        let room = self.server.room();
+        self.settle(room)
+    }
+
+    /// Has `give` write where in the ring the next `nr_bytes` go, for which there is room.
+    pub(crate) fn give(&mut self, nr_bytes: usize, give: impl FnMut(&mut SharedMem, usize, usize)) {
+        let given = self.server.give(nr_bytes, give);
+        self.settle(given);
+    }
+
+    /// Sleeps until the client does something.
+    fn wait(&self) -> Result<(), Errno> {
+        if self.state != Stream::Open || !self.server.is_connected() {
+            return Err(Errno::EPIPE);
+        }
+        self.events.wait(&[self.port()], None)
     }
 
     /// Whether there is something to do: more of an open stream has come, or its end.

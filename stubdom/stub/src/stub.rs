@@ -1,5 +1,7 @@
 //! The stub: everything it owns, and what it does between two sleeps.
 
+mod way_out;
+
 use crate::exchange::{Reply, Service};
 use crate::life;
 use crate::link::{Link, LinkError};
@@ -7,6 +9,7 @@ use crate::net::Net;
 use crate::patience::Patience;
 use crate::receive::{ReceiveError, Reception};
 use crate::ring::Ring;
+use crate::send::{SendError, Sending};
 use crate::status::Status;
 use crate::survey;
 use crate::target::TargetXen;
@@ -34,8 +37,8 @@ const NR_GRANT_FRAMES: usize = 4;
 /// log2 of the bytes of each ring of the control channel.
 const CONTROL_ORDER: u32 = 12;
 
-/// Event channels to sleep on: xenstore, control, the stream's ring, and up to two of the network.
-const MAX_PORTS: usize = 5;
+/// Event channels to sleep on: xenstore, control, the two streams' rings, and up to two of the network.
+const MAX_PORTS: usize = 6;
 
 /// Bytes of a stream that are taken before the stub looks at everything else again.
 const TURN_BYTES: usize = 1 << 20;
@@ -73,6 +76,8 @@ enum CommandError {
     Ring(vchan::Error),
     /// The reception.
     Receive(ReceiveError),
+    /// The send.
+    Send(SendError),
     /// A command that makes no sense now.
     Unexpected(ToStub),
     /// The other end speaks another version.
@@ -88,6 +93,7 @@ impl fmt::Display for CommandError {
             Self::Window(error) => write!(f, "no window onto the target: {error:?}"),
             Self::Ring(error) => write!(f, "no ring for the stream: {error:?}"),
             Self::Receive(error) => error.fmt(f),
+            Self::Send(error) => error.fmt(f),
             Self::Unexpected(command) => write!(f, "expected another command than {command:?} now"),
             Self::Version(got) => write!(f, "expected control protocol version {VERSION}, got {got}"),
         }
@@ -105,6 +111,8 @@ pub(crate) struct Stub {
     net: Net,
     /// The stream's vchan, once a stream has come that way.
     ring: Option<Ring>,
+    /// The vchan of the stream that leaves, once one has.
+    way_out: Option<Ring>,
     /// What the current stream, or the last one, comes by.
     transport: Transport,
     link: Link,
@@ -115,6 +123,7 @@ pub(crate) struct Stub {
     prove_by_ns: Option<u64>,
     xen: Option<TargetXen>,
     reception: Option<Reception>,
+    sending: Option<Sending>,
     exchange: Service,
     /// The target has been begun and not been completed.
     is_half_built: bool,
@@ -156,6 +165,7 @@ impl Stub {
             grants,
             net,
             ring,
+            way_out: None,
             transport,
             link,
             status,
@@ -163,6 +173,7 @@ impl Stub {
             prove_by_ns: None,
             xen,
             reception,
+            sending: None,
             exchange,
             is_half_built,
         })
@@ -272,7 +283,7 @@ impl Stub {
         let front = self.net.front();
         let mut ports = heapless::Vec::<Port, MAX_PORTS>::new();
         ports.extend([self.store.port(), self.link.port()].into_iter().chain(front.ports()));
-        ports.extend(self.ring.as_ref().map(Ring::port));
+        ports.extend([&self.ring, &self.way_out].into_iter().flatten().map(Ring::port));
         for port in front.ports() {
             self.events.take(port);
         }
@@ -284,7 +295,8 @@ impl Stub {
         }
         let pair_by = self.follow_loneliness();
         let deadline = self.net.deadline(self.clock.now_ns());
-        let deadline = [deadline, pair_by, self.prove_by_ns].into_iter().flatten().min();
+        let wake = self.sending.as_ref().and_then(Sending::wake_ns);
+        let deadline = [deadline, pair_by, self.prove_by_ns, wake].into_iter().flatten().min();
         if let Err(errno) = self.events.wait(&ports, deadline) {
             panic!("cannot wait for events: {errno}");
         }
@@ -330,6 +342,7 @@ impl Stub {
             }
             ToStub::Pair { target } => self.pair(target),
             ToStub::Receive(_)
+            | ToStub::Send(_)
             | ToStub::Survey { .. }
             | ToStub::Locate { .. }
             | ToStub::Exchange(_)
@@ -343,6 +356,7 @@ impl Stub {
                 self.exchange_step(command)
             }
             ToStub::Receive(order) => self.begin(&order),
+            ToStub::Send(order) => self.begin_send(&order),
             ToStub::Survey { end } => match &mut self.xen {
                 Some(xen) => survey::run(end, xen, &mut self.link).or_else(|error| {
                     log::warn!("survey: {error}");
@@ -360,7 +374,12 @@ impl Stub {
             },
             ToStub::Shutdown => life::end("stubctl asks for it"),
             ToStub::Panic => panic!("stubctl asked for a panic"),
-            ToStub::Answer { .. } | ToStub::Reserve(_) => Err(CommandError::Unexpected(command)),
+            ToStub::Answer { .. }
+            | ToStub::Bitmap(_)
+            | ToStub::Blob { .. }
+            | ToStub::Count { .. }
+            | ToStub::TscInfo(_)
+            | ToStub::Reserve(_) => Err(CommandError::Unexpected(command)),
         };
         if let Err(error) = result {
             self.fail(&error);
@@ -392,7 +411,7 @@ impl Stub {
         self.is_half_built = true;
         self.transport = order.transport;
         if self.transport == Transport::Ring && self.ring.is_none() {
-            let ring = Ring::new(&self.memory, &mut self.grants, self.events);
+            let ring = Ring::incoming(&self.memory, &mut self.grants, self.events);
             self.ring = Some(ring.map_err(CommandError::Ring)?);
         }
         let service = StreamService { greeting: order.greeting, seed: order.seed };
@@ -403,9 +422,9 @@ impl Stub {
         Ok(())
     }
 
-    /// Tells whether a reception or an exchange uses the window.
+    /// Tells whether a reception, a send or an exchange uses a window.
     fn is_window_taken(&self) -> bool {
-        self.reception.is_some() || self.exchange.is_busy()
+        self.reception.is_some() || self.sending.is_some() || self.exchange.is_busy()
     }
 
     fn exchange_step(&mut self, command: ToStub) -> Result<(), CommandError> {
@@ -455,9 +474,9 @@ impl Stub {
 
     fn tell_progress(&mut self) {
         let now_ns = self.clock.now_ns();
-        let Some(progress) = self.reception.as_mut().and_then(|reception| reception.progress(now_ns)) else {
-            return;
-        };
+        let received = self.reception.as_mut().and_then(|reception| reception.progress(now_ns));
+        let sent = || self.sending.as_mut().and_then(|sending| sending.progress(now_ns));
+        let Some(progress) = received.or_else(sent) else { return };
         self.status.progress(&mut self.store, &progress, now_ns);
         self.say(&FromStub::Progress(progress));
     }
@@ -523,7 +542,13 @@ impl Stub {
         if self.reception.take().is_some() {
             self.hang_up();
         }
+        if self.sending.take().is_some()
+            && let Some(ring) = &mut self.way_out
+        {
+            ring.close();
+        }
         if let Some(xen) = &mut self.xen {
+            xen.release();
             if let Some(Reply::NotExchanged(_, text)) = self.exchange.finish(xen, self.clock) {
                 log::error!("ending the exchange: {text}");
             }

@@ -1,6 +1,7 @@
 //! The real implementor of [`migration::xen::Xen`]: hypercalls on the stub's target, and the window.
 
 mod exchange;
+mod send;
 mod stages;
 
 pub(crate) use stages::Stages;
@@ -26,6 +27,8 @@ pub(crate) struct TargetXen {
     target: Target,
     window: Window,
     grants: Window,
+    /// The window of sends, once there was one.
+    sending: Option<Window>,
     machine_to_phys: Option<MachineToPhys>,
     /// Calls until a panic: a test of what a dying stub leaves.
     fuse: Option<u32>,
@@ -42,7 +45,8 @@ impl TargetXen {
             log::warn!("no machine-to-phys table: {errno}");
         }
         let stages = Stages::new(clock);
-        Ok(Self { target, window, grants, machine_to_phys: machine_to_phys.ok(), fuse: None, stages })
+        let machine_to_phys = machine_to_phys.ok();
+        Ok(Self { target, window, grants, sending: None, machine_to_phys, fuse: None, stages })
     }
 
     /// Has the call to Xen after `nr_calls` more panic instead.

@@ -141,10 +141,9 @@ impl<'a> Broker<'a> {
     pub(crate) fn apply(&mut self, request: Apply) -> i32 {
         let result = match request {
             Apply::StaticData { missing_cpuid, missing_msr } => self.static_data(missing_cpuid, missing_msr),
-            Apply::TscInfo { mode, khz, nsec, incarnation } => self
-                .xen
-                .set_tsc_info(self.target, mode, nsec, khz, incarnation)
-                .map_err(|error| Refusal::new(error.errno, error)),
+            Apply::TscInfo(info) => {
+                self.xen.set_tsc_info(self.target, info).map_err(|error| Refusal::new(error.errno, error))
+            }
             Apply::HvmContext => self.hvm_context(),
         };
         match result {

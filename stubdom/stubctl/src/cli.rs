@@ -67,6 +67,14 @@ pub(crate) enum Command {
         /// Its process
         parent: u32,
     },
+    /// Wait for the stubctl that started this to end, then let the guest that it was sending run on
+    #[command(hide = true)]
+    GuardSend {
+        /// Number of the guest
+        domid: u16,
+        /// The process of libxl
+        libxl: u32,
+    },
 }
 
 /// Where Linux in dom0 hands on the machine checks that it has from Xen.

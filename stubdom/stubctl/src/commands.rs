@@ -9,7 +9,7 @@ use crate::host::{Host, home};
 use crate::interrupt::Interrupt;
 use crate::pair::{self, PairError, Paired};
 use crate::wait::Wait;
-use crate::{offline, pages, standstill, status, survey, watch};
+use crate::{offline, pages, send, standstill, status, survey, watch};
 use clap::Parser;
 use control::{ToStub, Untrusted};
 use std::path::Path;
@@ -59,6 +59,7 @@ fn run(command: &Command) -> Result<ExitCode, Error> {
         Command::Pages(arguments) => pages::run(&host, arguments),
         Command::Watch(arguments) => watch::run(&host, arguments),
         Command::Retire => watch::worker::run(&host),
+        Command::GuardSend { domid, libxl } => send::guard(&host, Domid::new(*domid), *libxl),
         Command::Guard { domid, parent } => standstill::rescue::guard(&host, Domid::new(*domid), *parent),
     }
     .map(|()| ExitCode::SUCCESS)

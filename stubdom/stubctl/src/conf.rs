@@ -8,6 +8,7 @@
 //! `otherwise` is for `default.conf` only.
 
 use control::Transport;
+use control::send::{Limits, Timeout};
 use migration::plan::LEAST_MIB;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::fmt;
@@ -39,6 +40,8 @@ pub(crate) struct Conf {
     pub(crate) transport: Transport,
     /// The bridge between relay and stubs (`bridge`), for transport `tcp`.
     pub(crate) bridge: String,
+    /// How the guest is sent.
+    pub(crate) send: SendConf,
     /// How long a stub may take from `xl create` to its first answer (`start_timeout_s`).
     pub(crate) start_timeout: Duration,
     /// How long a stub may owe an answer or take no bytes (`stall_timeout_s`).
@@ -68,6 +71,7 @@ impl Default for Conf {
             // The relay and the stub share a host: shared pages spare both ends a network stack, and xl its scripts.
             transport: Transport::Ring,
             bridge: "xenstub0".to_owned(),
+            send: SendConf::default(),
             start_timeout: Duration::from_secs(60),
             stall_timeout: Duration::from_secs(60),
             // A guest restored without a stub is better than none: behind a saved file there may be no source any more.
@@ -89,6 +93,17 @@ struct Settings {
     transport: Option<Carrier>,
     #[serde(default, deserialize_with = "interface")]
     bridge: Option<String>,
+    send: Option<bool>,
+    #[serde(default, deserialize_with = "passes")]
+    send_passes: Option<u32>,
+    #[serde(default, deserialize_with = "downtime")]
+    send_downtime_ms: Option<u32>,
+    #[serde(default, deserialize_with = "rate")]
+    send_mib_s: Option<u32>,
+    #[serde(default, deserialize_with = "seconds")]
+    send_finish_after_s: Option<Duration>,
+    #[serde(default, deserialize_with = "seconds")]
+    send_abort_after_s: Option<Duration>,
     #[serde(default, deserialize_with = "seconds")]
     start_timeout_s: Option<Duration>,
     #[serde(default, deserialize_with = "seconds")]
@@ -103,6 +118,24 @@ struct Settings {
 enum Carrier {
     Ring,
     Tcp,
+}
+
+/// How a guest is saved, or migrated away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SendConf {
+    /// Whether its stub does it (`send`); the packaged helper otherwise.
+    pub(crate) enabled: bool,
+    /// When a running guest is suspended (`send_passes`, `send_downtime_ms`, `send_mib_s`, `send_finish_after_s`,
+    /// `send_abort_after_s`).
+    pub(crate) limits: Limits,
+}
+
+impl Default for SendConf {
+    /// As many passes as libxenguest makes, and no more than it needs (`xg_sr_save.c`).
+    fn default() -> Self {
+        let limits = Limits { max_passes: 5, downtime_ms: 20, most_bytes_a_second: None, timeout: None };
+        Self { enabled: true, limits }
+    }
 }
 
 /// What is wrong with a configuration file.
@@ -187,6 +220,15 @@ impl Conf {
                 Carrier::Tcp => Transport::Tcp,
             }),
         );
+        set(&mut self.send.enabled, settings.send);
+        let limits = &mut self.send.limits;
+        set(&mut limits.max_passes, settings.send_passes);
+        set(&mut limits.downtime_ms, settings.send_downtime_ms.map(Into::into));
+        limits.most_bytes_a_second =
+            settings.send_mib_s.map(|mib| u64::from(mib) << 20).or(limits.most_bytes_a_second);
+        let finish = settings.send_finish_after_s.map(|limit| Timeout::FinishAfter(limit.as_secs()));
+        let abort = settings.send_abort_after_s.map(|limit| Timeout::AbortAfter(limit.as_secs()));
+        limits.timeout = abort.or(finish).or(limits.timeout);
     }
 
     /// The same with at least so much memory for the stub; where that is no more than every stub has, as the files say.
@@ -264,6 +306,18 @@ fn mebibytes<'de, D: Deserializer<'de>>(value: D) -> Result<Option<u32>, D::Erro
     within(value, 4..=1024, "MiB from 4 to 1024").map(Some)
 }
 
+fn passes<'de, D: Deserializer<'de>>(value: D) -> Result<Option<u32>, D::Error> {
+    within(value, 1..=1000, "passes from 1 to 1000").map(Some)
+}
+
+fn downtime<'de, D: Deserializer<'de>>(value: D) -> Result<Option<u32>, D::Error> {
+    within(value, 0..=60_000, "milliseconds from 0 to 60000").map(Some)
+}
+
+fn rate<'de, D: Deserializer<'de>>(value: D) -> Result<Option<u32>, D::Error> {
+    within(value, 1..=1 << 20, "MiB a second from 1 to 1048576").map(Some)
+}
+
 fn seconds<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
     let seconds = within(value, 1..=3600, "seconds from 1 to 3600")?;
     Ok(Some(Duration::from_secs(seconds.into())))
@@ -327,6 +381,23 @@ mod tests {
     fn the_shipped_file_is_right_and_changes_nothing() {
         let text = include_str!("../../../xen-config/default.conf");
         assert_eq!(found("shipped", &[("default.conf", text)], "db").unwrap(), Some(Conf::default()));
+    }
+
+    #[test]
+    fn the_limits_of_a_send_are_read() {
+        let mut conf = Conf::default();
+        let text =
+            "send = false\nsend_passes = 7\nsend_downtime_ms = 0\nsend_mib_s = 3\nsend_abort_after_s = 9\n";
+        conf.read(Path::new("default.conf"), text).unwrap();
+        let limits = Limits {
+            max_passes: 7,
+            downtime_ms: 0,
+            most_bytes_a_second: Some(3 << 20),
+            timeout: Some(Timeout::AbortAfter(9)),
+        };
+        let expected = SendConf { enabled: false, limits };
+        assert_eq!(conf.send, expected);
+        assert!(fault("send_passes = 0").1.contains("expected passes from 1 to 1000, got 0"));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::pair::PairError;
 use crate::pv_suspend::SuspendError;
 use crate::qmp::QmpError;
 use crate::relay::RelayError;
+use crate::send::OutletError;
 use crate::xl_lock::HeldByParent;
 use std::fmt;
 use std::process::ExitCode;
@@ -81,6 +82,8 @@ errors! {
     Control(ControlError),
     /// The stream.
     Relay(RelayError),
+    /// The stream that leaves.
+    Outlet(OutletError),
     /// A device model.
     Qmp(QmpError),
     /// Blobs.
@@ -143,7 +146,7 @@ impl Error {
             Self::Control(ControlError::Stop(_)) | Self::Stop(_) => 7,
             Self::Control(ControlError::Failed(_)) | Self::Blob(_) => 5,
             Self::XlLock(_) | Self::Pair(_) | Self::Control(_) => 4,
-            Self::Relay(_) => 6,
+            Self::Relay(_) | Self::Outlet(_) => 6,
         }
     }
 
@@ -165,6 +168,8 @@ impl Error {
                 libc::EINVAL
             }
             Self::Control(_) | Self::Blob(_) => libc::EPROTO,
+            Self::Outlet(OutletError::Sink { .. }) => libc::EPIPE,
+            Self::Outlet(_) => libc::EPROTO,
             Self::Relay(_)
             | Self::Net(_)
             | Self::Packaged(_)

@@ -1,7 +1,8 @@
 //! stubctl as libxl's save helper: which requests are ours, and what libxl hears in the end.
 //!
 //! **Takes** the command line of `libxl_save_callout.c`. **Gives** the packaged helper everything that is not the
-//! plain restore of an HVM or PVH guest with a stub. **Never** fails without one line that says why.
+//! plain restore or save of an HVM or PVH guest with a stub, and every save that no stub can begin. **Never** fails
+//! without one line that says why.
 
 use crate::conf::{Conf, DIRECTORY, Recourse};
 use crate::error::{Error, Usage};
@@ -12,6 +13,7 @@ use crate::interrupt::Interrupt;
 use crate::libxl::{self, Libxl};
 use crate::pair::PairError;
 use crate::report::Account;
+use crate::send::{self, Failure};
 use crate::{packaged, pair, restore};
 use control::Untrusted;
 use std::ffi::OsString;
@@ -63,11 +65,73 @@ impl RestoreArguments {
             cbflags: number(rest.next(), "cbflags")?,
             stream_type: number(rest.next(), "stream_type")?,
         };
-        match rest.next() {
-            None => Ok(parsed),
-            Some(extra) => {
-                Err(Usage { expected: "nothing more", got: Some(extra.to_string_lossy().into_owned()) })
-            }
+        nothing_more(rest.next()).map(|()| parsed)
+    }
+}
+
+/// The arguments of `--save-domain`, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SaveArguments {
+    /// Where the stream goes.
+    io_fd: i32,
+    /// The guest.
+    pub(crate) guest: Domid,
+    /// `XCFLAGS_*`.
+    flags: u32,
+    /// Which callbacks libxl has.
+    cbflags: u32,
+    /// `xc_stream_type_t`.
+    stream_type: u32,
+}
+
+/// `XCFLAGS_LIVE` (`xenguest.h`): the guest runs while its memory is read.
+const XCFLAGS_LIVE: u32 = 1 << 0;
+/// `XCFLAGS_DEBUG`: all pages come again at the end, for the receiver to compare.
+const XCFLAGS_DEBUG: u32 = 1 << 1;
+
+impl SaveArguments {
+    fn parse(arguments: &[OsString]) -> Result<Self, Usage> {
+        let mut rest = arguments.iter();
+        let io_fd = number(rest.next(), "io_fd")?;
+        // The way back of Remus and COLO; of a plain save it is some descriptor of xl's.
+        let _recv_fd: i32 = number(rest.next(), "recv_fd")?;
+        let parsed = Self {
+            io_fd,
+            guest: Domid::new(number(rest.next(), "domid")?),
+            flags: number(rest.next(), "flags")?,
+            cbflags: number(rest.next(), "cbflags")?,
+            stream_type: number(rest.next(), "stream_type")?,
+        };
+        nothing_more(rest.next()).map(|()| parsed)
+    }
+
+    /// Where the stream goes, kept from children. Nobody reads it by number any more but the packaged helper in our place, so
+    /// the descriptor itself stays as it is.
+    pub(crate) fn stream(&self) -> io::Result<OwnedFd> {
+        sys::duplicate(self.io_fd)
+    }
+
+    /// Whether the guest runs while its memory is read.
+    pub(crate) fn is_live(&self) -> bool {
+        self.flags & XCFLAGS_LIVE != 0
+    }
+
+    /// Whether the receiver is to compare.
+    pub(crate) fn is_debug(&self) -> bool {
+        self.flags & XCFLAGS_DEBUG != 0
+    }
+
+    /// Whether it is one of those that a stub can do.
+    fn is_plain(&self) -> bool {
+        self.stream_type == XC_STREAM_PLAIN && self.flags & !(XCFLAGS_LIVE | XCFLAGS_DEBUG) == 0
+    }
+}
+
+fn nothing_more(argument: Option<&OsString>) -> Result<(), Usage> {
+    match argument {
+        None => Ok(()),
+        Some(extra) => {
+            Err(Usage { expected: "nothing more", got: Some(extra.to_string_lossy().into_owned()) })
         }
     }
 }
@@ -150,10 +214,10 @@ impl Course {
 
 /// Runs as the save helper. Its protocol reports failures, so that the exit code is 0 whenever libxl got its answer.
 pub(crate) fn main(arguments: &[OsString]) -> ExitCode {
-    if arguments.first().is_some_and(|mode| mode == "--save-domain") {
-        return passed_on_in_vain(&packaged::exec(arguments).into());
-    }
     libxl::install_log();
+    if arguments.first().is_some_and(|mode| mode == "--save-domain") {
+        return save(arguments);
+    }
     let parsed = match RestoreArguments::parse(arguments.get(1..).unwrap_or_default()) {
         Ok(parsed) => parsed,
         Err(usage) => return refuse(&usage.into(), None),
@@ -205,6 +269,77 @@ fn served(arguments: RestoreArguments) -> Result<Option<Request>, Error> {
         }
         Course::Refused(why) => Err(Forbidden(why).into()),
     }
+}
+
+/// A save that a stub is to serve.
+pub(crate) struct SaveRequest {
+    /// Dom0.
+    pub(crate) host: Host,
+    /// What libxl said.
+    pub(crate) arguments: SaveArguments,
+    /// The guest's configuration.
+    pub(crate) conf: Conf,
+    /// The guest's name in xenstore.
+    pub(crate) guest: Untrusted<String>,
+    /// The guest's state at the start.
+    pub(crate) info: DomainInfo,
+    /// The other end.
+    pub(crate) libxl: Libxl,
+}
+
+/// Sends the guest through its stub, or becomes the packaged helper: always, when the stub cannot even begin.
+fn save(arguments: &[OsString]) -> ExitCode {
+    let request = SaveArguments::parse(arguments.get(1..).unwrap_or_default());
+    let request = request.map_err(Error::from).and_then(served_save);
+    let told = match request {
+        Ok(Some(request)) => match send::run(&request) {
+            Ok(()) => request.libxl.saved(),
+            Err(Failure::Broken(error)) => not_saved(&request, &error),
+            Err(Failure::Untouched(error)) => return save_without_stub(arguments, &error),
+        },
+        Ok(None) => return passed_on_in_vain(&packaged::exec(arguments).into()),
+        Err(error) => return save_without_stub(arguments, &error),
+    };
+    if told.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Reports a save that broke off. libxl resumes the guest; when it is gone, nobody else does.
+fn not_saved(request: &SaveRequest, error: &Error) -> io::Result<()> {
+    log::error!("{error}");
+    let told = request.libxl.not_saved(error.errno());
+    if (told.is_err() || error.is_parent_gone())
+        && let Err(error) = send::resume(&request.host, request.arguments.guest)
+    {
+        log::error!("{}: {error}: see that it runs", request.guest);
+    }
+    told
+}
+
+fn save_without_stub(arguments: &[OsString], error: &Error) -> ExitCode {
+    log::warn!("the guest is saved without its stub: {error}");
+    passed_on_in_vain(&packaged::exec(arguments).into())
+}
+
+/// Decides whether a stub serves this save; `None`: the packaged helper does.
+fn served_save(arguments: SaveArguments) -> Result<Option<SaveRequest>, Error> {
+    if !arguments.is_plain() || !Path::new(DIRECTORY).is_dir() {
+        return Ok(None);
+    }
+    let host = Host::open(Interrupt::of_helper()?)?;
+    let domid = arguments.guest;
+    let no_guest = || PairError::NoGuest(domid.to_string());
+    let info = host.xen.domain_info(domid)?.ok_or_else(no_guest)?;
+    let guest = host.name_of(domid)?.ok_or_else(no_guest)?;
+    let conf = Conf::find(Path::new(DIRECTORY), guest.raw())?;
+    let Some(conf) = conf.filter(|conf| conf.disabled_in.is_none() && conf.send.enabled && info.hvm) else {
+        return Ok(None);
+    };
+    // To look at a page that is populated on demand is to populate it.
+    if host.xen.nr_populated_on_demand(domid)? > 0 {
+        return Ok(None);
+    }
+    let libxl = Libxl::new(arguments.cbflags);
+    Ok(Some(SaveRequest { host, arguments, conf, guest, info, libxl }))
 }
 
 /// Restores and tells libxl how it went.
@@ -398,6 +533,21 @@ mod tests {
         assert!(falls_back(Recourse::Packaged, &error));
         assert!(!falls_back(Recourse::Refuse, &error));
         assert!(!falls_back(Recourse::Packaged, &Error::Stop(Stop::Signal)));
+    }
+
+    #[test]
+    fn libxls_save_line_is_understood() {
+        let parsed = SaveArguments::parse(&line("8 0 7 3 136 0")).unwrap();
+        assert_eq!(
+            parsed,
+            SaveArguments { io_fd: 8, guest: Domid::new(7), flags: 3, cbflags: 136, stream_type: 0 }
+        );
+        assert!(parsed.is_live() && parsed.is_debug() && parsed.is_plain());
+        let save = SaveArguments { flags: 0, ..parsed };
+        assert!(!save.is_live() && !save.is_debug());
+        assert!(!SaveArguments { stream_type: 1, ..parsed }.is_plain(), "Remus");
+        assert!(!SaveArguments { flags: 4, ..parsed }.is_plain(), "a flag that is not known yet");
+        assert_eq!(SaveArguments::parse(&line("8 0 7 3 136")).unwrap_err().expected, "stream_type");
     }
 
     #[test]

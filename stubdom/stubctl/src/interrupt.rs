@@ -24,7 +24,7 @@ impl fmt::Display for Stop {
         match self {
             Self::Signal => write!(f, "aborted by a signal"),
             Self::ParentGone => {
-                write!(f, "the toolstack that asked for this restore is gone: its target is destroyed")
+                write!(f, "the toolstack that asked for this is gone")
             }
         }
     }

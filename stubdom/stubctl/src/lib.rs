@@ -5,6 +5,9 @@
 //!                             ├─ relay (framing)  libxl's descriptor -> the stub's TCP port
 //!                             ├─ broker           what only dom0 may do, on the stub's request
 //!                             └─ report           JSON for each guest
+//!                  send ──────┬─ pair
+//!                             ├─ outlet (framing) the stub's ring -> libxl's descriptor
+//!                             └─ dom0             what only dom0 knows or may do, on the stub's request
 //! operator ── commands ────────── pair, control_channel
 //! ```
 //! `ffi` is the only room with `unsafe`. A library, so that fuzzing reaches what takes bytes of others; the program is `main`.
@@ -41,6 +44,7 @@ mod qmp;
 mod relay;
 mod report;
 mod restore;
+mod send;
 mod standstill;
 mod status;
 mod survey;

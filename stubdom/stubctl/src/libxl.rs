@@ -5,7 +5,7 @@
 
 use log::{Level, Log, Metadata, Record};
 use std::io::{self, Read, Write};
-use xen_abi::types::Gfn;
+use xen_abi::types::{Domid, Gfn};
 
 /// What libxl prints in front of our lines.
 const CONTEXT: &str = "stubctl";
@@ -15,6 +15,8 @@ const MAX_TEXT_BYTES: usize = 4096;
 
 const MSG_LOG: u16 = 1;
 const MSG_PROGRESS: u16 = 2;
+const MSG_SUSPEND: u16 = 3;
+const MSG_SWITCH_QEMU_LOGDIRTY: u16 = 7;
 const MSG_STATIC_DATA_DONE: u16 = 8;
 const MSG_RESTORE_RESULTS: u16 = 9;
 const MSG_COMPLETE: u16 = 10;
@@ -100,8 +102,33 @@ fn restore_results_message(store: Gfn, console: Gfn) -> Vec<u8> {
     Message::new(MSG_RESTORE_RESULTS).u64(store.raw()).u64(console.raw()).finish()
 }
 
+fn switch_qemu_logdirty_message(guest: Domid, enable: bool) -> Vec<u8> {
+    Message::new(MSG_SWITCH_QEMU_LOGDIRTY).u32(guest.raw().into()).u32(enable.into()).finish()
+}
+
 fn complete_message(retval: i32, errno: i32) -> Vec<u8> {
     Message::new(MSG_COMPLETE).bytes(&retval.to_ne_bytes()).bytes(&errno.to_ne_bytes()).finish()
+}
+
+/// What libxl is asked to do in a save; it may take its time over the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Callback {
+    /// To suspend the guest, its device model included.
+    Suspend,
+    /// To have the device model report what it writes to the guest.
+    StartQemuLog,
+    /// To have it stop that.
+    EndQemuLog,
+}
+
+impl Callback {
+    /// Whether this answer means that it was done: the one is a truth value, the others are return codes.
+    pub(crate) fn is_done(self, answer: i32) -> bool {
+        match self {
+            Self::Suspend => answer == 1,
+            Self::StartQemuLog | Self::EndQemuLog => answer == 0,
+        }
+    }
 }
 
 /// The running libxl at the other end of standard input and output.
@@ -129,6 +156,32 @@ impl Libxl {
         }
         send(&static_data_done_message(missing))?;
         answer()
+    }
+
+    /// Asks for something; [`Libxl::answer`] waits for what comes of it.
+    pub(crate) fn call(self, callback: Callback, guest: Domid) -> io::Result<()> {
+        send(&match callback {
+            Callback::Suspend => Message::new(MSG_SUSPEND).finish(),
+            Callback::StartQemuLog => switch_qemu_logdirty_message(guest, true),
+            Callback::EndQemuLog => switch_qemu_logdirty_message(guest, false),
+        })
+    }
+
+    /// Takes libxl's answer, once standard input is readable.
+    pub(crate) fn answer(self) -> io::Result<i32> {
+        answer()
+    }
+
+    /// Reports that the save is done.
+    pub(crate) fn saved(self) -> io::Result<()> {
+        send(&complete_message(0, 0))?;
+        answer().map(drop)
+    }
+
+    /// Reports that the save failed; `errno` is positive and becomes part of libxl's own line.
+    pub(crate) fn not_saved(self, errno: i32) -> io::Result<()> {
+        send(&complete_message(-1, errno))?;
+        answer().map(drop)
     }
 
     /// Reports the target's xenstore and console rings and that the restore is done.
@@ -208,6 +261,15 @@ mod tests {
     fn results_are_two_frame_numbers() {
         let expected = b"\x12\0\x09\0\xfc\xef\x0f\0\0\0\0\0\xff\xef\x0f\0\0\0\0\0";
         assert_eq!(restore_results_message(Gfn::new(0xfeffc), Gfn::new(0xfefff)), expected);
+    }
+
+    #[test]
+    fn a_callback_is_its_number_and_its_arguments() {
+        assert_eq!(Message::new(MSG_SUSPEND).finish(), b"\x02\0\x03\0");
+        let switch = switch_qemu_logdirty_message(Domid::new(9), true);
+        assert_eq!(switch, b"\x0a\0\x07\0\x09\0\0\0\x01\0\0\0");
+        assert!(Callback::Suspend.is_done(1) && !Callback::Suspend.is_done(0));
+        assert!(Callback::EndQemuLog.is_done(0) && !Callback::StartQemuLog.is_done(-1));
     }
 
     #[test]

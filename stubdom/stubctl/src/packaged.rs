@@ -1,4 +1,4 @@
-//! The save helper that the distribution ships: every save, and every guest without a stub, is its business.
+//! The save helper that the distribution ships: every guest without a stub is its business.
 //!
 //! **Takes** the command line that libxl gave. **Gives** this process to the packaged helper, descriptors and all.
 //! **Never** calls itself, however it was installed.

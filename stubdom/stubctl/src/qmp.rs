@@ -1,4 +1,4 @@
-//! QMP: the device model's monitor, for three commands.
+//! QMP: the device model's monitor, for four commands.
 //!
 //! **Takes** a command's name. **Gives** QEMU's answer to that very command. **Never** waits longer than [`PATIENCE`] for
 //! it, whatever else QEMU sends, nor past an interrupt, and never takes a line of more than [`MAX_LINE_BYTES`].
@@ -195,11 +195,23 @@ impl<'a> Qmp<'a> {
         if self.state()? == "paused" { Err(QmpError::Paused) } else { Ok(()) }
     }
 
+    /// Has it stop reporting what it writes to the guest's memory: a send has ended.
+    ///
+    /// # Errors
+    /// It refuses or does not answer.
+    pub(crate) fn end_dirty_log(&mut self) -> Result<(), QmpError> {
+        self.execute_with("xen-set-global-dirty-log", &json!({ "enable": false })).map(drop)
+    }
+
     /// Has the device model do something, and gives what it returns.
     fn execute(&mut self, command: &'static str) -> Result<Value, QmpError> {
+        self.execute_with(command, &json!({}))
+    }
+
+    fn execute_with(&mut self, command: &'static str, arguments: &Value) -> Result<Value, QmpError> {
         let wait = Wait::new(self.interrupt, self.patience, self.patience);
         self.id += 1;
-        let line = format!("{}\r\n", json!({ "execute": command, "id": self.id }));
+        let line = format!("{}\r\n", json!({ "execute": command, "arguments": arguments, "id": self.id }));
         self.write(wait, command, line.as_bytes())?;
         loop {
             let mut answer = self.message(wait, command)?;

@@ -34,6 +34,20 @@ int xc_domain_maximum_gpfn(xc_interface *, uint32_t, unsigned long *);
 int xc_set_domain_cpu_policy(xc_interface *, uint32_t, uint32_t, xen_cpuid_leaf_t *, uint32_t, xen_msr_entry_t *,
                              uint32_t *, uint32_t *, uint32_t *);
 
+void *xc__hypercall_buffer_alloc_pages(xc_interface *, xc_hypercall_buffer_t *, int);
+void xc__hypercall_buffer_free_pages(xc_interface *, xc_hypercall_buffer_t *, int);
+long long xc_logdirty_control(xc_interface *, uint32_t, unsigned int, xc_hypercall_buffer_t *, unsigned long, unsigned int,
+                              xc_shadow_op_stats_t *);
+int xc_domain_get_tsc_info(xc_interface *, uint32_t, uint32_t *, uint64_t *, uint32_t *, uint32_t *);
+int xc_domain_hvm_getcontext(xc_interface *, uint32_t, uint8_t *, uint32_t);
+int xc_domain_get_pod_target(xc_interface *, uint32_t, uint64_t *, uint64_t *, uint64_t *);
+xc_cpu_policy_t *xc_cpu_policy_init(void);
+void xc_cpu_policy_destroy(xc_cpu_policy_t *);
+int xc_cpu_policy_get_domain(xc_interface *, uint32_t, xc_cpu_policy_t *);
+int xc_cpu_policy_get_size(xc_interface *, uint32_t *, uint32_t *);
+int xc_cpu_policy_serialise(xc_interface *, const xc_cpu_policy_t *, xen_cpuid_leaf_t *, uint32_t *, xen_msr_entry_t *,
+                            uint32_t *);
+
 int xc_domain_pause(xc_interface *, uint32_t);
 int xc_mark_page_offline(xc_interface *, unsigned long, unsigned long, uint32_t *);
 int xc_query_page_offline_status(xc_interface *, unsigned long, unsigned long, uint32_t *);
@@ -154,3 +168,13 @@ CHECK(sizeof(grant_entry_v1_t) == 8 && sizeof(grant_entry_v2_t) == 16);
 CHECK(PG_OFFLINE_STATUS_OFFLINED == 1 << 1 && PG_OFFLINE_STATUS_OFFLINE_PENDING == 1 << 3);
 CHECK(PG_OFFLINE_STATUS_BROKEN == 1 << 4 && PG_OFFLINE_OFFLINED == 1 << 1 && PG_OFFLINE_XENPAGE == 1 << 8);
 CHECK(PG_OFFLINE_NOT_CONV_RAM == 1 << 11 && PG_OFFLINE_OWNED == 1 << 12 && PG_OFFLINE_OWNER_SHIFT == 16);
+
+_Static_assert(sizeof(xc_hypercall_buffer_t) == 40, "HypercallBuffer");
+_Static_assert(offsetof(xc_hypercall_buffer_t, dir) == 16, "HypercallBuffer::dir");
+_Static_assert(offsetof(xc_hypercall_buffer_t, ubuf) == 24, "HypercallBuffer::ubuf");
+_Static_assert(sizeof(xc_shadow_op_stats_t) == 8, "ShadowStats");
+_Static_assert(offsetof(xc_shadow_op_stats_t, dirty_count) == 4, "ShadowStats::dirty_count");
+_Static_assert(XEN_DOMCTL_SHADOW_OP_OFF == 0 && XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY == 2, "SHADOW_OP");
+_Static_assert(XEN_DOMCTL_SHADOW_OP_CLEAN == 11 && XEN_DOMCTL_SHADOW_OP_PEEK == 12, "SHADOW_OP");
+_Static_assert(XEN_DOMCTL_SHADOW_LOGDIRTY_FINAL == 1, "SHADOW_LOGDIRTY_FINAL");
+_Static_assert(XEN_DOMCTL_PFINFO_NOTAB == 0 && XEN_DOMCTL_PFINFO_BROKEN == 0xdU << 28, "PFINFO");

@@ -27,17 +27,27 @@ impl TargetXen {
         errors.iter().find(|error| **error != 0).map_or(Ok(nr_frames), |error| Err(Errno::new(*error)))
     }
 
-    /// Tells whether one of the first `nr_frames` frames of a resource is this one; asks for no more, since Xen would make them.
-    fn is_of(&self, resource: Resource, nr_frames: usize, mfn: Mfn) -> Result<bool, Errno> {
+    /// Names each frame of the grant table, which has `nr_frames`, and of its status.
+    pub(super) fn each_grant_frame(&self, nr_frames: u32, mut name: impl FnMut(Mfn)) -> Result<(), Errno> {
+        let nr_frames = usize::try_from(nr_frames).unwrap_or(usize::MAX);
+        self.each_of(Resource::GrantTableShared, nr_frames, &mut name)?;
+        match self.grant_version() {
+            Version::V1 => Ok(()),
+            Version::V2 => {
+                self.each_of(Resource::GrantTableStatus, nr_frames.div_ceil(SHARED_A_STATUS_FRAME), &mut name)
+            }
+        }
+    }
+
+    /// Names the first `nr_frames` frames of a resource; asks for no more, since Xen would make them.
+    fn each_of(&self, resource: Resource, nr_frames: usize, name: &mut impl FnMut(Mfn)) -> Result<(), Errno> {
         let mut mfns = [Mfn::new(0); NR_GRANT_FRAMES];
         for first in (0..nr_frames).step_by(NR_GRANT_FRAMES) {
             let mfns = &mut mfns[..NR_GRANT_FRAMES.min(nr_frames - first)];
             memory::acquire_resource(self.target, resource, first as u64, mfns)?;
-            if mfns.contains(&mfn) {
-                return Ok(true);
-            }
+            mfns.iter().copied().for_each(&mut *name);
         }
-        Ok(false)
+        Ok(())
     }
 
     /// Tells which layout the target has chosen: only version 2 has status frames.
@@ -139,11 +149,8 @@ impl XenExchange for TargetXen {
     // A look that changes nothing: no place for the fuse.
     fn is_grant_table(&mut self, mfn: Mfn) -> Result<bool, Errno> {
         let (nr_frames, _) = grant_table::query_size_of(self.target)?;
-        let nr_frames = usize::try_from(nr_frames).unwrap_or(usize::MAX);
-        let is_shared = self.is_of(Resource::GrantTableShared, nr_frames, mfn)?;
-        if is_shared || self.grant_version() == Version::V1 {
-            return Ok(is_shared);
-        }
-        self.is_of(Resource::GrantTableStatus, nr_frames.div_ceil(SHARED_A_STATUS_FRAME), mfn)
+        let mut is_found = false;
+        self.each_grant_frame(nr_frames, |frame| is_found |= frame == mfn)?;
+        Ok(is_found)
     }
 }

@@ -9,6 +9,7 @@ pub(crate) mod foreign;
 pub(crate) mod marking;
 mod pages;
 pub(crate) mod pv;
+pub(crate) mod sending;
 pub(crate) mod sys;
 pub(crate) mod vchan;
 pub(crate) mod xenctrl;

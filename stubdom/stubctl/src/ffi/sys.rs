@@ -222,6 +222,21 @@ pub(crate) fn bequeath(fd: OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes another descriptor of the open file behind one that was handed to this process by number, and keeps it from its
+/// children.
+///
+/// # Errors
+/// `EBADF` when no such descriptor is open.
+pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC makes a new descriptor, or fails with EBADF when the old one is not open.
+    let new = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
+    if new < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: fcntl gave a new open descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(new) })
+}
+
 /// Standard input, for waiting on it.
 pub(crate) fn standard_input() -> BorrowedFd<'static> {
     // SAFETY: std opens descriptor 0 at start if it is not open, and nothing in this program closes it.

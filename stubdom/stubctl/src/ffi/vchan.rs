@@ -4,8 +4,12 @@
 //! nothing here relies on it: reads and writes ask first how much can pass.
 #![allow(unsafe_code, reason = "libxenvchan has a C interface")]
 
+mod in_ring;
 mod out_ring;
 
+pub(crate) use in_ring::InRing;
+#[cfg(test)]
+pub(crate) use in_ring::tests as in_ring_tests;
 #[cfg(test)]
 pub(crate) use out_ring::tests as out_ring_tests;
 pub(crate) use out_ring::{Nonsense, OutRing};
@@ -91,6 +95,14 @@ impl Vchan {
         // SAFETY: libxenvchan has mapped the interface page and the ring of 2^order bytes, and unmaps them only when
         // `self` is dropped; whoever holds the ring holds `self` too (`ring::Ring`).
         unsafe { OutRing::new(*ring, write.buffer, 1 << write.order) }
+    }
+
+    /// The ring that this end reads, to be emptied in place; call it once.
+    pub(crate) fn in_ring(&self) -> InRing {
+        // SAFETY: the handle is open, and `LibXenVchan` has the layout of its header (tests/abi.c).
+        let LibXenVchan { ring, read, .. } = unsafe { self.0.as_ref() };
+        // SAFETY: as in `out_ring`; whoever holds the ring holds `self` too (`outlet::Outlet`).
+        unsafe { InRing::new(*ring, read.buffer, 1 << read.order) }
     }
 
     /// Sends the other end an event.

@@ -6,6 +6,7 @@
 
 use super::pages::MachineToPhys;
 use crate::xen_version::XenVersion;
+use control::TscInfo;
 use std::cell::OnceCell;
 use std::ffi::{c_int, c_uint, c_void};
 use std::fmt;
@@ -276,15 +277,8 @@ impl Xenctrl {
     }
 
     /// Sets TSC mode, elapsed nanoseconds, frequency in kHz and incarnation (`XEN_DOMCTL_settscinfo`).
-    pub(crate) fn set_tsc_info(
-        &self,
-        domid: Domid,
-        mode: u32,
-        nsec: u64,
-        khz: u32,
-        incarnation: u32,
-    ) -> Result<(), XenError> {
-        let xch = self.handle.as_ptr();
+    pub(crate) fn set_tsc_info(&self, domid: Domid, info: TscInfo) -> Result<(), XenError> {
+        let (xch, TscInfo { mode, khz, nsec, incarnation }) = (self.handle.as_ptr(), info);
         // SAFETY: the handle is open; the call takes numbers only.
         let rc = unsafe { xc_domain_set_tsc_info(xch, domid.raw().into(), mode, nsec, khz, incarnation) };
         done(rc, "xc_domain_set_tsc_info", domid)

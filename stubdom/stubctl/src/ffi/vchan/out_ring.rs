@@ -15,27 +15,27 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 /// `struct ring_shared`.
 #[repr(C)]
 pub(super) struct RingShared {
-    cons: AtomicU32,
-    prod: AtomicU32,
+    pub(super) cons: AtomicU32,
+    pub(super) prod: AtomicU32,
 }
 
 /// `struct vchan_interface`, up to its list of grants.
 #[repr(C)]
 pub(super) struct VchanInterface {
-    left: RingShared,
-    right: RingShared,
-    left_order: u16,
-    right_order: u16,
-    cli_live: AtomicU8,
-    srv_live: AtomicU8,
-    cli_notify: AtomicU8,
-    srv_notify: AtomicU8,
+    pub(super) left: RingShared,
+    pub(super) right: RingShared,
+    pub(super) left_order: u16,
+    pub(super) right_order: u16,
+    pub(super) cli_live: AtomicU8,
+    pub(super) srv_live: AtomicU8,
+    pub(super) cli_notify: AtomicU8,
+    pub(super) srv_notify: AtomicU8,
 }
 
 /// `VCHAN_NOTIFY_WRITE`: the other end wants an event when data was written.
-const VCHAN_NOTIFY_WRITE: u8 = 1;
+pub(super) const VCHAN_NOTIFY_WRITE: u8 = 1;
 /// `VCHAN_NOTIFY_READ`: this end wants an event when data was read.
-const VCHAN_NOTIFY_READ: u8 = 2;
+pub(super) const VCHAN_NOTIFY_READ: u8 = 2;
 
 /// The server's index is further from ours than the ring is long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
