@@ -8,6 +8,7 @@
 //! judges its work.
 
 use crate::error::{Doing, Error, Result};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -164,6 +165,30 @@ impl SaveFile {
         } else {
             Err(Error::new("reading PAGE_DATA", format!("ends at {data}, not {expected}")))
         }
+    }
+
+    /// Each page that the stream names: where its last contents stand, none for a hole. The last word counts: a page that
+    /// becomes a hole after its contents have come must be gone (the packaged receiver would keep it). Behind VERIFY nothing
+    /// is written any more.
+    ///
+    /// # Errors
+    /// As [`SaveFile::pages`].
+    pub fn last_versions(&self) -> Result<BTreeMap<u64, Option<u64>>> {
+        let mut last = BTreeMap::new();
+        let written = self.records.iter().take_while(|record| record.kind != kind::VERIFY);
+        for record in written.filter(|record| record.kind == kind::PAGE_DATA) {
+            last.extend(self.pages(record)?.iter().map(|page| (page.pfn(), page.data)));
+        }
+        Ok(last)
+    }
+
+    /// The body of the first record of a kind.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn body_of(&self, kind: u32) -> Result<Vec<u8>> {
+        let record = self.first(kind)?;
+        self.bytes(record.body(), record.len.into())
     }
 
     /// The HVM parameters: index and value.

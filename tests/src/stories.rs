@@ -11,6 +11,7 @@ mod order;
 mod release;
 mod restore;
 mod scarce;
+mod send;
 mod stock;
 
 use crate::soak::Soak;
@@ -37,6 +38,8 @@ pub const ALL: &[Story] = &[
     live::HVM,
     live::TWO_HOSTS,
     live::FAILURES,
+    send::PVH,
+    send::HVM,
     restore::TRANSPORTS,
     network::NETWORK,
     exchange::PVH_FRAMES,

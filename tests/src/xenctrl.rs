@@ -13,6 +13,9 @@ const MAX_DOMAINS: usize = 64;
 
 /// Type of a frame that is not there, in the word's own bits (`XEN_DOMCTL_PFINFO_XTAB`, `xen/domctl.h`).
 const XTAB: u64 = 0xf << 28;
+// `XEN_DOMCTL_SHADOW_OP_*` (`xen/domctl.h`).
+const SHADOW_OP_OFF: c_uint = 0;
+const SHADOW_OP_ENABLE_LOGDIRTY: c_uint = 2;
 
 /// `xc_domaininfo_t`, which is `xen_domctl_getdomaininfo_t` of Xen 4.17 (`xen/domctl.h`, interface version 0x15).
 #[repr(C)]
@@ -116,6 +119,15 @@ unsafe extern "C" {
         order: c_uint,
         frames: *mut u64,
     ) -> c_int;
+    fn xc_logdirty_control(
+        xen: *mut c_void,
+        domid: u32,
+        op: c_uint,
+        bitmap: *mut c_void,
+        pages: c_ulong,
+        mode: c_uint,
+        stats: *mut c_void,
+    ) -> i64;
     fn xc_set_broken_page_p2m(xen: *mut c_void, domid: u32, pfn: c_ulong) -> c_int;
     fn xc_mca_op(xen: *mut c_void, mc: *mut MachineCheck) -> c_int;
     fn xc_get_pfn_type_batch(xen: *mut c_void, domid: u32, nr: c_uint, frames: *mut u64) -> c_int;
@@ -212,6 +224,24 @@ impl Xenctrl {
             )
         };
         usize::try_from(nr_done).unwrap_or(0)
+    }
+
+    /// Ends the log of the pages that a domain writes to; tells whether there was one: Xen does not begin a second.
+    pub fn end_log(&self, domid: u32) -> io::Result<bool> {
+        let control = |op| {
+            // SAFETY: the handle is open; these operations take neither a bitmap nor a place for statistics.
+            let rc = unsafe {
+                xc_logdirty_control(self.handle(), domid, op, ptr::null_mut(), 0, 0, ptr::null_mut())
+            };
+            if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        };
+        let began = control(SHADOW_OP_ENABLE_LOGDIRTY);
+        control(SHADOW_OP_OFF)?;
+        match began {
+            Ok(()) => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// Has Xen take a domain's page for broken, as it does when memory fails under an HVM guest.

@@ -6,9 +6,9 @@ use crate::story::{Stage, Story, Telling, ensure};
 /// What passes on to the packaged helper, and what ends with one clear line.
 pub(super) const SAVE_HELPER: Story = Story {
     name: "save-helper",
-    proves: "saves and guests without stub go to the packaged helper, also where stubctl has its place, and so does a guest \
-             whose stub is not to be had, unless that is forbidden: then it ends in one clear line and leaves nothing behind; \
-             neither PATH nor names nor other domains are in the way",
+    proves: "guests without stub go to the packaged helper, and saves whose stub does not start, also where stubctl has its \
+             place, and so does a guest whose stub is not to be had, unless that is forbidden: then it ends in one clear line \
+             and leaves nothing behind; neither PATH nor names nor other domains are in the way",
     options: Options::default,
     tell: save_helper,
 };
@@ -74,8 +74,8 @@ fn write_stubs(stage: &Stage) -> Telling {
     stage.sh(&format!("printf '{missing}\\n' >{MISSING_STUB}")).map(drop)
 }
 
-/// In the place of the packaged helper, as README says it: nobody names stubctl. A restore comes through the stub, a save
-/// and the restore of a guest without stub go on to the packaged one.
+/// In the place of the packaged helper, as README says it: nobody names stubctl. A restore and a save go through the stub,
+/// a save whose stub does not start, and all of a guest without one, go on to the packaged one.
 fn installed(stage: &Stage) -> Telling {
     let helper = "/usr/lib/xen-4.17/bin/libxl-save-helper";
     stage.sh(&format!("mv {helper} {helper}.distrib && ln -s /usr/sbin/stubctl {helper}"))?;
@@ -85,8 +85,18 @@ fn installed(stage: &Stage) -> Telling {
         format!("not through the stub:\n{said}")
     })?;
     stage.ask("pvh-128", "verify")?;
-    let said = stage.sh(&format!("xl save pvh-128 {SAVED} 2>&1"))?;
-    ensure(said.contains("xc: info: Saving domain"), || {
+    let save = format!("xl save -c pvh-128 {SAVED} 2>&1");
+    let said = stage.sh(&save)?;
+    ensure(said.contains("sent in ") && !said.contains("xc: info"), || {
+        format!("not saved through the stub:\n{said}")
+    })?;
+    let said = stage.sh(&format!("echo 'config = \"/nowhere.cfg\"' >{CONF}; {save}"))?;
+    let warning = "the guest is saved without its stub: /nowhere.cfg is not there";
+    ensure(said.contains(warning) && said.contains("xc: info: Saving domain"), || {
+        format!("not saved by the packaged helper after a warning:\n{said}")
+    })?;
+    let said = stage.sh(&format!("echo send = false >{CONF}; xl save pvh-128 {SAVED} 2>&1"))?;
+    ensure(said.contains("xc: info: Saving domain") && !said.contains("stubctl"), || {
         format!("not saved by the packaged helper:\n{said}")
     })?;
     let said = stage.sh(&format!("echo enabled = false >{CONF}; {restore}"))?;

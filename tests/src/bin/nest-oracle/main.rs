@@ -10,7 +10,7 @@
 use clap::Parser;
 use e2e::error::{Doing, Result};
 use e2e::foreign::{Foreign, PAGE_BYTES};
-use e2e::savefile::{self, SaveFile, kind};
+use e2e::savefile::{self, SaveFile};
 use e2e::xenctrl::Xenctrl;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
 
 fn compare(arguments: &Arguments) -> Result<Findings> {
     let save = SaveFile::open(&arguments.file)?;
-    let wanted = last_versions(&save)?;
+    let wanted = save.last_versions()?;
     let excepted = special_pages(&save)?;
     let foreign = Foreign::open(arguments.domid).doing("opening libxenforeignmemory")?;
     let mut findings = Findings::default();
@@ -160,18 +160,6 @@ fn judge(findings: &mut Findings, pfn: u64, expected: &[u8], found: Option<Vec<u
     findings.tell(format_args!(
         "pfn {pfn:#x}: {nr_bytes} bytes differ, the first at {at:#x}: expected {expected:#04x}, got {found:#04x}"
     ));
-}
-
-/// Each page that the stream names: where its last contents stand, none for a hole. The last word counts: a page that
-/// becomes a hole after its contents have come must be gone (the packaged receiver would keep it). Behind VERIFY nothing is
-/// written any more.
-fn last_versions(save: &SaveFile) -> Result<BTreeMap<u64, Option<u64>>> {
-    let mut last = BTreeMap::new();
-    let written = save.records.iter().take_while(|record| record.kind != kind::VERIFY);
-    for record in written.filter(|record| record.kind == kind::PAGE_DATA) {
-        last.extend(save.pages(record)?.iter().map(|page| (page.pfn(), page.data)));
-    }
-    Ok(last)
 }
 
 /// The pages that the receiver may change, by the stream's own HVM parameters.

@@ -79,7 +79,7 @@ pub(super) const CASES: &[Case] = &[
         "receiver killed in memory",
         "memory",
         "kill -9 $receiver",
-        "the toolstack that asked for this restore is gone",
+        "the toolstack that asked for this is gone",
     ),
     stays("stub hangs in memory", "memory", "xl pause $stub", "the stub did not answer within 3 s"),
     stays_by_tcp("connection cut in memory", "ss -K dport = 8002", "expected more up to the END record"),
