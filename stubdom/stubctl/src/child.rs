@@ -4,6 +4,7 @@
 //! taken while it runs, so that it never waits for us, and whoever else has its standard error open is not waited for.
 
 use crate::ffi::sys;
+use control::Untrusted;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -38,8 +39,8 @@ impl Running {
     }
 
     /// What it has said.
-    pub(crate) fn words(&self) -> String {
-        String::from_utf8_lossy(&self.words).into_owned()
+    pub(crate) fn words(&self) -> Untrusted<String> {
+        Untrusted::new(String::from_utf8_lossy(&self.words).into_owned())
     }
 
     /// Ends it.
@@ -88,6 +89,7 @@ mod tests {
     fn who_inherits_a_programs_standard_error_is_not_waited_for() {
         let (status, running) = run("sleep 3600 & echo $! >&2; echo no such domain >&2; exit 3", LONG);
         let words = running.words();
+        let words = words.raw();
         let sleeper = words.lines().next().unwrap();
         Command::new("kill").arg(sleeper).status().unwrap();
         assert_eq!(status.unwrap().code(), Some(3));
@@ -98,7 +100,7 @@ mod tests {
     fn a_program_that_says_more_than_a_pipe_holds_ends_all_the_same() {
         let (status, running) = run("head -c 300000 /dev/zero | tr '\\0' x >&2", LONG);
         assert!(status.unwrap().success());
-        assert_eq!(running.words().len(), MAX_WORDS_BYTES);
+        assert_eq!(running.words().raw().len(), MAX_WORDS_BYTES);
     }
 
     #[test]

@@ -459,12 +459,12 @@ pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
 
 /// The line that names the cause: the first that speaks of a failure. What stands before it are remarks (`got a tsc mode
 /// string`), what stands behind it follows from it (`Unable to destroy guest`).
-fn cause(said: &str) -> Untrusted<String> {
+fn cause(said: &Untrusted<String>) -> Untrusted<String> {
     let is_failure = |line: &&str| {
         let line = line.to_ascii_lowercase();
         ["error", "fail", "cannot", "can't", "unable", "not found"].iter().any(|word| line.contains(word))
     };
-    let mut lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut lines = said.raw().lines().map(str::trim).filter(|line| !line.is_empty());
     let line = lines.clone().find(is_failure).or(lines.next_back());
     Untrusted::new(line.unwrap_or("it does not say why").to_owned())
 }
@@ -531,8 +531,9 @@ mod tests {
     fn the_cause_stands_between_remarks_and_consequences() {
         let said =
             "\ngot a tsc mode string: \"native\"\n  xc: error: no memory\nlibxl: error: Unable to destroy\n";
-        assert_eq!(cause(said).raw(), "xc: error: no memory");
-        assert_eq!(cause("Parsing config\nout of luck\n").raw(), "out of luck");
-        assert_eq!(cause("").raw(), "it does not say why");
+        let cause = |said: &str| cause(&Untrusted::new(said.to_owned())).raw().to_owned();
+        assert_eq!(cause(said), "xc: error: no memory");
+        assert_eq!(cause("Parsing config\nout of luck\n"), "out of luck");
+        assert_eq!(cause(""), "it does not say why");
     }
 }
