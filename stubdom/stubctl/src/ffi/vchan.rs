@@ -1,7 +1,8 @@
 //! libxenvchan, client side: a byte channel to another domain over shared pages.
 //!
-//! Declarations follow `libxenvchan.h`. The library leaves the handle's `blocking` bit uninitialised in a client, so
-//! nothing here relies on it: reads and writes ask first how much can pass.
+//! Declarations follow `libxenvchan.h`. The library leaves the handle's `blocking` bit uninitialised in a client. With that
+//! bit set a call waits for the server without end, and asking first how much can pass does not prevent that: the server
+//! owns the index that is asked. So the bit is cleared once.
 #![allow(unsafe_code, reason = "libxenvchan has a C interface")]
 
 mod in_ring;
@@ -26,6 +27,9 @@ struct LibXenVchanRing {
     buffer: *mut u8,
     order: c_int,
 }
+
+/// `blocking`, the third of the bits that `flags` holds.
+const BLOCKING: c_int = 1 << 2;
 
 /// `struct libxenvchan`.
 #[repr(C)]
@@ -71,7 +75,11 @@ impl Vchan {
         let path = CString::new(path).map_err(|_| libc::EINVAL)?;
         // SAFETY: a null logger means standard error; the path is nul-terminated and outlives the call.
         let handle = unsafe { libxenvchan_client_init(ptr::null_mut(), domid.raw().into(), path.as_ptr()) };
-        NonNull::new(handle).map(Self).ok_or_else(super::last_errno)
+        let handle = NonNull::new(handle).ok_or_else(super::last_errno)?;
+        // SAFETY: the library has allocated the structure, whose layout is that of its header (tests/abi.c), and nothing
+        // else uses it yet.
+        unsafe { (*handle.as_ptr()).flags &= !BLOCKING };
+        Ok(Self(handle))
     }
 
     /// Readable when the other end signalled; then call [`Vchan::acknowledge`].
@@ -127,7 +135,7 @@ impl Vchan {
         if len == 0 {
             return 0;
         }
-        // SAFETY: the handle is open and `out` has at least `len` bytes; that much is ready, so it does not block.
+        // SAFETY: the handle is open and `out` has at least `len` bytes; the call does not wait.
         let nr = unsafe { libxenvchan_read(self.0.as_ptr(), out.as_mut_ptr().cast(), len) };
         usize::try_from(nr).unwrap_or(0)
     }
@@ -140,7 +148,7 @@ impl Vchan {
         if len == 0 {
             return 0;
         }
-        // SAFETY: the handle is open and `bytes` has at least `len` bytes; there is room, so it does not block.
+        // SAFETY: the handle is open and `bytes` has at least `len` bytes; the call does not wait.
         let nr = unsafe { libxenvchan_write(self.0.as_ptr(), bytes.as_ptr().cast(), len) };
         usize::try_from(nr).unwrap_or(0)
     }
