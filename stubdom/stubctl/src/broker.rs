@@ -3,10 +3,11 @@
 //! **Takes** blobs in pieces and requests. **Gives** 0 or `-errno`, and remembers why. **Never** names another domain
 //! than its own target; never holds more than [`MAX_BLOB_BYTES`] of a kind, and only what truly came.
 
-use crate::ffi::xenctrl::{CPUID_LEAF_BYTES, MSR_ENTRY_BYTES, Xenctrl};
+use crate::ffi::xenctrl::Xenctrl;
 use crate::libxl::Libxl;
 use control::{Apply, BlobKind};
 use std::fmt;
+use xen_abi::abi::{XEN_CPUID_LEAF_BYTES, XEN_MSR_ENTRY_BYTES};
 use xen_abi::types::Domid;
 
 /// Longest blob; the HVM context of a guest with 128 vCPUs is about 1 MiB.
@@ -166,12 +167,12 @@ impl<'a> Broker<'a> {
         if (missing_cpuid, missing_msr) != (self.cpuid.is_missing(), self.msrs.is_missing()) {
             return Err(Refusal::new(libc::EPROTO, "the stub announced CPU policies that it did not send"));
         }
-        if !self.cpuid.is_whole(CPUID_LEAF_BYTES) || !self.msrs.is_whole(MSR_ENTRY_BYTES) {
+        if !self.cpuid.is_whole(XEN_CPUID_LEAF_BYTES) || !self.msrs.is_whole(XEN_MSR_ENTRY_BYTES) {
             return Err(Refusal::new(libc::EINVAL, self.odd_policy()));
         }
         if !missing_cpuid || !missing_msr {
             self.xen
-                .set_cpu_policy(self.target, &mut self.cpuid.bytes, &mut self.msrs.bytes)
+                .set_cpu_policy(self.target, &self.cpuid.bytes, &self.msrs.bytes)
                 .map_err(|error| Refusal::new(error.errno, error))?;
         }
         let flag = |missing, flag| if missing { flag } else { 0 };
@@ -185,7 +186,7 @@ impl<'a> Broker<'a> {
 
     fn odd_policy(&self) -> String {
         format!(
-            "CPUID policy of {} bytes and MSR policy of {}, expected whole entries of {CPUID_LEAF_BYTES} and {MSR_ENTRY_BYTES}",
+            "CPUID policy of {} bytes and MSR policy of {}, expected whole entries of {XEN_CPUID_LEAF_BYTES} and {XEN_MSR_ENTRY_BYTES}",
             self.cpuid.bytes.len(),
             self.msrs.bytes.len()
         )
@@ -195,7 +196,7 @@ impl<'a> Broker<'a> {
         if self.context.is_missing() || !self.context.is_whole(1) {
             return Err(Refusal::new(libc::EPROTO, "the stub asked for an HVM context that it did not send"));
         }
-        let done = self.xen.hvm_setcontext(self.target, &mut self.context.bytes);
+        let done = self.xen.hvm_setcontext(self.target, &self.context.bytes);
         done.map_err(|error| Refusal::new(error.errno, error))
     }
 }

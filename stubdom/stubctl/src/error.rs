@@ -4,6 +4,7 @@ use crate::broker::BlobError;
 use crate::byte_lock::LockError;
 use crate::conf::ConfError;
 use crate::control_channel::ControlError;
+use crate::ffi::hypercalls::{OpenError, UnknownInterface};
 use crate::ffi::xenctrl::XenError;
 use crate::ffi::xenstore::StoreError;
 use crate::helper::Forbidden;
@@ -64,6 +65,8 @@ errors! {
     Conf(ConfError),
     /// A hypercall of dom0's.
     Xen(XenError),
+    /// A Xen that this program is not made for.
+    Interface(UnknownInterface),
     /// Xenstore.
     Store(StoreError),
     /// The relay's bridge.
@@ -102,6 +105,15 @@ errors! {
 
 impl std::error::Error for Error {}
 
+impl From<OpenError> for Error {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Call(error) => error.into(),
+            OpenError::Interface(error) => error.into(),
+        }
+    }
+}
+
 /// A save-helper command line that is not libxl's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Usage {
@@ -129,6 +141,7 @@ impl Error {
         match self {
             Self::Qmp(QmpError::Stop(_)) => 7,
             Self::Xen(_)
+            | Self::Interface(_)
             | Self::Store(_)
             | Self::Net(_)
             | Self::Packaged(_)
@@ -161,6 +174,7 @@ impl Error {
             Self::Forbidden(_) => libc::EPERM,
             Self::Xen(error) | Self::Control(ControlError::Xen(error)) => error.errno,
             Self::Store(error) | Self::Control(ControlError::Store(error)) => error.errno,
+            Self::Interface(_) => libc::EOPNOTSUPP,
             Self::XlLock(_) => libc::EDEADLK,
             Self::Control(ControlError::Silent { .. }) => libc::ETIMEDOUT,
             Self::Control(ControlError::Stop(_)) | Self::Stop(_) => libc::EINTR,

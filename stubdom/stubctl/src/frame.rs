@@ -3,19 +3,12 @@
 //! **Takes** the words of `XEN_SYSCTL_page_offline_op`. **Gives** types. **Never** drops a bit that decides something.
 
 use std::fmt;
+use xen_abi::abi::{
+    PG_OFFLINE_NOT_CONV_RAM, PG_OFFLINE_OFFLINED, PG_OFFLINE_OWNED, PG_OFFLINE_OWNER_SHIFT,
+    PG_OFFLINE_STATUS_BROKEN, PG_OFFLINE_STATUS_OFFLINE_PENDING, PG_OFFLINE_STATUS_OFFLINED,
+    PG_OFFLINE_XENPAGE,
+};
 use xen_abi::types::Domid;
-
-// `PG_OFFLINE_STATUS_*`: answers of the query (`xen/sysctl.h`).
-const STATUS_OFFLINED: u32 = 1 << 1;
-const STATUS_PENDING: u32 = 1 << 3;
-const STATUS_BROKEN: u32 = 1 << 4;
-
-// `PG_OFFLINE_*`: answers of marking.
-const OFFLINED: u32 = 1 << 1;
-const XENPAGE: u32 = 1 << 8;
-const NOT_CONV_RAM: u32 = 1 << 11;
-const OWNED: u32 = 1 << 12;
-const OWNER_SHIFT: u32 = 16;
 
 /// What a query says of a frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,17 +21,17 @@ impl State {
 
     /// Out of use for good.
     pub(crate) fn is_offlined(self) -> bool {
-        self.0 & STATUS_OFFLINED != 0
+        self.0 & PG_OFFLINE_STATUS_OFFLINED != 0
     }
 
     /// Marked, and still in use.
     pub(crate) fn is_pending(self) -> bool {
-        self.0 & STATUS_PENDING != 0
+        self.0 & PG_OFFLINE_STATUS_OFFLINE_PENDING != 0
     }
 
     /// Known to have lost its contents.
     pub(crate) fn is_broken(self) -> bool {
-        self.0 & STATUS_BROKEN != 0
+        self.0 & PG_OFFLINE_STATUS_BROKEN != 0
     }
 
     /// Whether there is nothing to tell.
@@ -79,13 +72,13 @@ impl Owner {
     /// Reads the word that marking a frame offline returned.
     pub(crate) fn of_mark(word: u32) -> Self {
         // The domid is the upper half.
-        let domid = Domid::new((word >> OWNER_SHIFT) as u16);
+        let domid = Domid::new((word >> PG_OFFLINE_OWNER_SHIFT) as u16);
         match word {
-            word if word & OWNED != 0 && domid.is_reserved() => Self::Xen,
-            word if word & NOT_CONV_RAM != 0 => Self::NotRam,
-            word if word & XENPAGE != 0 => Self::Xen,
-            word if word & OWNED != 0 => Self::Domain(domid),
-            word if word & OFFLINED != 0 => Self::Free,
+            word if word & PG_OFFLINE_OWNED != 0 && domid.is_reserved() => Self::Xen,
+            word if word & PG_OFFLINE_NOT_CONV_RAM != 0 => Self::NotRam,
+            word if word & PG_OFFLINE_XENPAGE != 0 => Self::Xen,
+            word if word & PG_OFFLINE_OWNED != 0 => Self::Domain(domid),
+            word if word & PG_OFFLINE_OFFLINED != 0 => Self::Free,
             _ => Self::Nobody,
         }
     }

@@ -250,7 +250,13 @@ fn served(arguments: RestoreArguments) -> Result<Option<Request>, Error> {
     if !Path::new(DIRECTORY).is_dir() {
         return Ok(None);
     }
-    let host = Host::open(Interrupt::of_helper()?)?;
+    let host = match Host::open(Interrupt::of_helper()?) {
+        Err(Error::Interface(unknown)) => {
+            log::warn!("{unknown}: the packaged helper restores this guest");
+            return Ok(None);
+        }
+        host => host?,
+    };
     let target = arguments.target;
     let no_guest = || PairError::NoGuest(target.to_string());
     let info = host.xen.domain_info(target)?.ok_or_else(no_guest)?;

@@ -10,8 +10,8 @@
 use crate::byte_lock::{ByteLock, Kind};
 use crate::error::Error;
 use crate::exchange::LET_GO;
+use crate::ffi::hypercalls::Hypercalls;
 use crate::ffi::marking::Cpu;
-use crate::ffi::pv::Hypercalls;
 use crate::ffi::xenctrl::XenError;
 use crate::frame::{Owner, State};
 use crate::host::Host;

@@ -5,7 +5,7 @@
 
 use crate::cli::PagesArguments;
 use crate::error::Error;
-use crate::ffi::pv::Hypercalls;
+use crate::ffi::hypercalls::Hypercalls;
 use crate::frame::State;
 use crate::host::Host;
 use crate::marks;

@@ -8,8 +8,8 @@
 
 use crate::error::Error;
 use crate::ffi::foreign::ForeignMemory;
+use crate::ffi::hypercalls::Hypercalls;
 use crate::ffi::marking::Cpu;
-use crate::ffi::pv::Hypercalls;
 use crate::host::{Host, home};
 use crate::marks::Marks;
 use crate::pv_suspend::{SuspendError, Suspended};
@@ -20,7 +20,9 @@ use migration::exchange_pv::{
     WORDS, Words, grants,
 };
 use migration::xen::Errno;
+use std::mem::offset_of;
 use std::time::Duration;
+use xen_abi::abi::SharedInfo;
 use xen_abi::types::{Domid, Mfn, Pfn};
 
 /// What came of a frame.
@@ -147,12 +149,11 @@ impl Dom0<'_> {
     }
 }
 
-/// Offsets in `shared_info_t`, in words; tests/abi.c has them in bytes.
 fn p2m_of(shared_info: &Words) -> (Option<Root>, u64) {
-    const MAX_PFN: usize = 3088 / 8;
-    const FRAME_LIST_LIST: usize = 3096 / 8;
-    const P2M_CR3: usize = 3112 / 8;
-    const P2M_VADDR: usize = 3120 / 8;
+    const MAX_PFN: usize = offset_of!(SharedInfo, max_pfn) / 8;
+    const FRAME_LIST_LIST: usize = offset_of!(SharedInfo, pfn_to_mfn_frame_list_list) / 8;
+    const P2M_CR3: usize = offset_of!(SharedInfo, p2m_cr3) / 8;
+    const P2M_VADDR: usize = offset_of!(SharedInfo, p2m_vaddr) / 8;
     let root = match (shared_info[P2M_CR3], shared_info[FRAME_LIST_LIST]) {
         (0, 0 | u64::MAX) => None,
         (0, top) => Some(Root::Tree(Mfn::new(top))),

@@ -7,79 +7,14 @@
 //! a PV guest or dom0, whose lock nobody has initialised: all zeroes, it says that CPU 0 holds it. There the first mark
 //! releases a lock that was never taken, and the next for the same owner waits for it for good, and the host with it. Seen
 //! on 4.17; the source is the same up to 4.22. So frames of such owners are marked on another CPU ([`Cpu::NotFirst`]).
-#![allow(unsafe_code, reason = "Xen's toolstack libraries have a C interface")]
+#![allow(unsafe_code, reason = "system calls, and hypercalls with buffers; each block names them")]
 
-use super::pv::{Buffer, Hypercalls};
-use super::xenctrl::{XcInterface, XenError, Xenctrl, done};
-use std::ffi::{c_int, c_uint};
-use std::{io, mem, ptr};
+use super::hypercalls::{Buffer, Hypercalls};
+use super::xenctrl::{XenError, Xenctrl, done};
+use std::ffi::c_int;
+use std::{io, mem};
+use xen_abi::abi::*;
 use xen_abi::types::{Domid, Mfn, Pfn};
-
-#[link(name = "xenctrl")]
-unsafe extern "C" {
-    fn xc_get_cpumap_size(xch: *mut XcInterface) -> c_int;
-    fn xc_vcpu_getaffinity(
-        xch: *mut XcInterface,
-        domid: u32,
-        vcpu: c_int,
-        cpumap_hard: *mut u8,
-        cpumap_soft: *mut u8,
-        flags: u32,
-    ) -> c_int;
-}
-
-const HYPERVISOR_MEMORY_OP: u64 = 12;
-const HYPERVISOR_MULTICALL: c_uint = 13;
-const HYPERVISOR_SYSCTL: u64 = 35;
-const HYPERVISOR_DOMCTL: u64 = 36;
-const XENMEM_EXCHANGE: u64 = 11;
-const XEN_SYSCTL_INTERFACE_VERSION: u32 = 0x15;
-const XEN_SYSCTL_PAGE_OFFLINE_OP: u32 = 14;
-const SYSCTL_PAGE_OFFLINE: u32 = 1;
-const SYSCTL_PAGE_ONLINE: u32 = 2;
-const XEN_DOMCTL_INTERFACE_VERSION: u32 = 0x15;
-const XEN_DOMCTL_SETVCPUAFFINITY: u32 = 9;
-const XEN_VCPUAFFINITY_HARD: u32 = 1;
-
-/// `struct multicall_entry`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct MulticallEntry {
-    op: u64,
-    result: i64,
-    args: [u64; 6],
-}
-
-/// `struct xen_sysctl` with `page_offline`.
-#[repr(C)]
-struct PageOffline {
-    cmd: u32,
-    interface_version: u32,
-    op: u32,
-    start: u32,
-    end: u32,
-    pad: u32,
-    status: *mut u32,
-    rest: [u64; 13],
-}
-
-/// `struct xen_domctl` with `vcpuaffinity`.
-#[repr(C)]
-struct VcpuAffinity {
-    cmd: u32,
-    interface_version: u32,
-    domain: u16,
-    pad: [u16; 3],
-    vcpu: u32,
-    flags: u32,
-    hard: *mut u8,
-    hard_bits: u32,
-    hard_pad: u32,
-    soft: *mut u8,
-    soft_bits: u32,
-    soft_pad: u32,
-    rest: [u64; 11],
-}
 
 /// Where a frame may be marked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +35,7 @@ impl Hypercalls {
         let Some(trip) = Trip::new(self, xen, pinned.vcpu)? else { return Ok(true) };
         let mut entries = [trip.away(), trip.back()];
         // SAFETY: the trip's buffers live until after the call.
-        unsafe { self.multicall(&mut entries) }?;
+        unsafe { self.multicall(&mut entries) }.map_err(multicall_failed)?;
         if entries[0].result == 0 && entries[1].result != 0 {
             log::warn!("dom0's vCPU {} stays off physical CPU 0 (xl vcpu-pin)", pinned.vcpu);
         }
@@ -111,7 +46,7 @@ impl Hypercalls {
     ///
     /// Never for a frame that is broken and has an owner: Xen crashes the owner then.
     pub(crate) fn mark_offline(&self, xen: &Xenctrl, mfn: Mfn, cpu: Cpu) -> Result<u32, XenError> {
-        let mark = Mark::new(self, mfn, SYSCTL_PAGE_OFFLINE)?;
+        let mark = Mark::new(self, mfn, sysctl_page_offline)?;
         // SAFETY: the buffers of the mark live until after the call.
         let results = unsafe { self.together(xen, cpu, &[mark.entry()]) }?;
         mark.status(results[0])
@@ -122,8 +57,8 @@ impl Hypercalls {
     ///
     /// Never for a frame that is marked already, or is broken and has an owner.
     pub(crate) fn peek(&self, xen: &Xenctrl, mfn: Mfn, cpu: Cpu) -> Result<u32, XenError> {
-        let mark = Mark::new(self, mfn, SYSCTL_PAGE_OFFLINE)?;
-        let back = Mark::new(self, mfn, SYSCTL_PAGE_ONLINE)?;
+        let mark = Mark::new(self, mfn, sysctl_page_offline)?;
+        let back = Mark::new(self, mfn, sysctl_page_online)?;
         // SAFETY: the buffers of both live until after the call.
         let results = unsafe { self.together(xen, cpu, &[mark.entry(), back.entry()]) }?;
         let status = mark.status(results[0])?;
@@ -140,10 +75,10 @@ impl Hypercalls {
         pfn: Pfn,
         cpu: Cpu,
     ) -> Result<Mfn, i32> {
-        let mark = Mark::new(self, old, SYSCTL_PAGE_OFFLINE).map_err(|error| error.errno)?;
+        let mark = Mark::new(self, old, sysctl_page_offline).map_err(|error| error.errno)?;
         let mut exchange = self.exchange_of(domid, old, pfn)?;
-        let args = [XENMEM_EXCHANGE, exchange.address(), 0, 0, 0, 0];
-        let calls = [mark.entry(), MulticallEntry { op: HYPERVISOR_MEMORY_OP, result: 0, args }];
+        let args = [XENMEM_exchange, exchange.address(), 0, 0, 0, 0];
+        let calls = [mark.entry(), MulticallEntry { op: __HYPERVISOR_memory_op, result: 0, args }];
         // SAFETY: the buffers of both live until after the call.
         let results = unsafe { self.together(xen, cpu, &calls) }.map_err(|error| error.errno)?;
         let errno = match (errno_of(results[0]), errno_of(results[1])) {
@@ -181,24 +116,13 @@ impl Hypercalls {
         entries.extend_from_slice(calls);
         entries.extend(trip.iter().map(Trip::back));
         // SAFETY: the caller vouches for its calls; the trip's buffers live until after this.
-        unsafe { self.multicall(&mut entries) }?;
+        unsafe { self.multicall(&mut entries) }.map_err(multicall_failed)?;
         Ok(entries.iter().skip(nr_before).map(|entry| entry.result).collect())
     }
+}
 
-    /// # Safety
-    /// As [`Hypercalls::together`].
-    unsafe fn multicall(&self, entries: &mut [MulticallEntry]) -> Result<(), XenError> {
-        let failed = |errno| XenError { call: "multicall", domid: None, errno };
-        let mut list = Buffer::<MulticallEntry>::new(self, entries.len()).map_err(failed)?;
-        list.words().copy_from_slice(entries);
-        // SAFETY: the list is a hypercall buffer of as many entries; the caller vouches for what they name.
-        let rc = unsafe { self.call2(HYPERVISOR_MULTICALL, list.address(), entries.len() as u64) };
-        if rc < 0 {
-            return Err(failed(super::last_errno()));
-        }
-        entries.copy_from_slice(list.words());
-        Ok(())
-    }
+fn multicall_failed(errno: i32) -> XenError {
+    XenError { call: "multicall", domid: None, errno }
 }
 
 fn errno_of(result: i64) -> Option<i32> {
@@ -207,37 +131,28 @@ fn errno_of(result: i64) -> Option<i32> {
 
 /// A call that marks a frame, or takes its mark back.
 struct Mark<'a> {
-    sysctl: Buffer<'a, PageOffline>,
+    sysctl: Buffer<'a, Sysctl>,
     status: Buffer<'a, u32>,
 }
 
 impl<'a> Mark<'a> {
     fn new(calls: &'a Hypercalls, mfn: Mfn, op: u32) -> Result<Self, XenError> {
-        let failed = |errno| XenError { call: "page_offline_op", domid: None, errno };
+        let failed = |errno| XenError { call: "XEN_SYSCTL_page_offline_op", domid: None, errno };
         let frame = u32::try_from(mfn.raw()).map_err(|_| failed(libc::EINVAL))?;
-        let status = Buffer::<u32>::new(calls, 1).map_err(failed)?;
-        let mut sysctl = Buffer::<PageOffline>::new(calls, 1).map_err(failed)?;
-        sysctl.words()[0] = PageOffline {
-            cmd: XEN_SYSCTL_PAGE_OFFLINE_OP,
-            interface_version: XEN_SYSCTL_INTERFACE_VERSION,
-            op,
-            start: frame,
-            end: frame,
-            pad: 0,
-            status: status.start(),
-            rest: [0; 13],
-        };
-        Ok(Self { sysctl, status })
+        let status = Buffer::new(calls, 1).map_err(failed)?;
+        let op = SysctlPageOfflineOp { cmd: op, start: frame, end: frame, pad: 0, status: status.address() };
+        let sysctl = calls.sysctl_of(XEN_SYSCTL_page_offline_op, &op);
+        Ok(Self { sysctl: Buffer::of(calls, &[sysctl]).map_err(failed)?, status })
     }
 
     fn entry(&self) -> MulticallEntry {
-        MulticallEntry { op: HYPERVISOR_SYSCTL, result: 0, args: [self.sysctl.address(), 0, 0, 0, 0, 0] }
+        MulticallEntry { op: __HYPERVISOR_sysctl, result: 0, args: [self.sysctl.address(), 0, 0, 0, 0, 0] }
     }
 
     /// The status word, after the call.
     fn status(mut self, result: i64) -> Result<u32, XenError> {
         match errno_of(result) {
-            Some(errno) => Err(XenError { call: "page_offline_op", domid: None, errno }),
+            Some(errno) => Err(XenError { call: "XEN_SYSCTL_page_offline_op", domid: None, errno }),
             None => Ok(self.status.words()[0]),
         }
     }
@@ -246,7 +161,7 @@ impl<'a> Mark<'a> {
 /// Two calls: dom0's vCPU leaves physical CPU 0, and may come back. Xen moves the vCPU between two calls of a multicall,
 /// since it looks for a reason to before each.
 struct Trip<'a> {
-    calls: [(Buffer<'a, VcpuAffinity>, Buffer<'a, u8>); 2],
+    calls: [(Buffer<'a, Domctl>, Buffer<'a, u8>); 2],
 }
 
 impl<'a> Trip<'a> {
@@ -266,7 +181,11 @@ impl<'a> Trip<'a> {
     }
 
     fn entry(&self, nr: usize) -> MulticallEntry {
-        MulticallEntry { op: HYPERVISOR_DOMCTL, result: 0, args: [self.calls[nr].0.address(), 0, 0, 0, 0, 0] }
+        MulticallEntry {
+            op: __HYPERVISOR_domctl,
+            result: 0,
+            args: [self.calls[nr].0.address(), 0, 0, 0, 0, 0],
+        }
     }
 }
 
@@ -275,41 +194,38 @@ fn affinity<'a>(
     calls: &'a Hypercalls,
     vcpu: c_int,
     map: &[u8],
-) -> Result<(Buffer<'a, VcpuAffinity>, Buffer<'a, u8>), XenError> {
-    let failed = |errno| XenError { call: "setvcpuaffinity", domid: Some(Domid::DOM0), errno };
-    let too_many = |_| failed(libc::E2BIG);
-    let mut bits = Buffer::<u8>::new(calls, map.len()).map_err(failed)?;
-    bits.words().copy_from_slice(map);
-    let mut domctl = Buffer::<VcpuAffinity>::new(calls, 1).map_err(failed)?;
-    domctl.words()[0] = VcpuAffinity {
-        cmd: XEN_DOMCTL_SETVCPUAFFINITY,
-        interface_version: XEN_DOMCTL_INTERFACE_VERSION,
-        domain: Domid::DOM0.raw(),
-        pad: [0; 3],
+) -> Result<(Buffer<'a, Domctl>, Buffer<'a, u8>), XenError> {
+    let affinity = || {
+        let bits = Buffer::of(calls, map)?;
+        let op = hard_affinity_op(vcpu, &bits, map.len())?;
+        Ok((Buffer::of(calls, &[calls.domctl_of(XEN_DOMCTL_setvcpuaffinity, Domid::DOM0, &op)])?, bits))
+    };
+    done(affinity(), "XEN_DOMCTL_setvcpuaffinity", Domid::DOM0)
+}
+
+/// Where a vCPU may run, in a map of so many bytes; `Err` is a positive errno.
+fn hard_affinity_op(vcpu: c_int, bits: &Buffer<'_, u8>, nr_bytes: usize) -> Result<DomctlVcpuaffinity, i32> {
+    let nr_bits = u32::try_from(nr_bytes * 8).map_err(|_| libc::E2BIG)?;
+    Ok(DomctlVcpuaffinity {
         vcpu: vcpu.unsigned_abs(),
         flags: XEN_VCPUAFFINITY_HARD,
-        hard: bits.start(),
-        hard_bits: u32::try_from(map.len() * 8).map_err(too_many)?,
-        hard_pad: 0,
-        soft: ptr::null_mut(),
-        soft_bits: 0,
-        soft_pad: 0,
-        rest: [0; 11],
-    };
-    Ok((domctl, bits))
+        cpumap_hard: XenctlBitmap { bitmap: bits.address(), nr_bits, pad: 0 },
+        cpumap_soft: XenctlBitmap::default(),
+    })
 }
 
 impl Xenctrl {
     fn hard_affinity(&self, vcpu: c_int) -> Result<CpuMap, XenError> {
-        // SAFETY: the handle is open; the call takes nothing else.
-        let nr_bytes = unsafe { xc_get_cpumap_size(self.raw()) };
-        done(nr_bytes.min(0), "xc_get_cpumap_size", Domid::DOM0)?;
-        let mut map = vec![0; usize::try_from(nr_bytes).unwrap_or_default()];
-        let (domid, flags) = (Domid::DOM0.raw().into(), XEN_VCPUAFFINITY_HARD);
-        // SAFETY: the handle is open; `map` has the size that libxenctrl asks for, and the other map is not asked for.
-        let rc =
-            unsafe { xc_vcpu_getaffinity(self.raw(), domid, vcpu, map.as_mut_ptr(), ptr::null_mut(), flags) };
-        done(rc, "xc_vcpu_getaffinity", Domid::DOM0).map(|()| map)
+        let info = self.calls().sysctl(XEN_SYSCTL_physinfo, SysctlPhysinfo::default());
+        let nr_bytes = done(info, "XEN_SYSCTL_physinfo", Domid::DOM0)?.max_cpu_id as usize / 8 + 1;
+        let map = || {
+            let mut bits = Buffer::<u8>::new(self.calls(), nr_bytes)?;
+            let mut op = hard_affinity_op(vcpu, &bits, nr_bytes)?;
+            // SAFETY: the buffer has room for the map, and lives until after the call; the other map is not asked for.
+            unsafe { self.calls().domctl_with(XEN_DOMCTL_getvcpuaffinity, Domid::DOM0, &mut op) }?;
+            Ok(bits.words().to_vec())
+        };
+        done(map(), "XEN_DOMCTL_getvcpuaffinity", Domid::DOM0)
     }
 }
 
@@ -379,25 +295,12 @@ fn set_thread_affinity(set: &libc::cpu_set_t) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::mem::{offset_of, size_of};
 
     #[test]
     fn a_vcpu_leaves_cpu_0_and_keeps_to_the_others_it_may_have() {
         assert_eq!(without_cpu_0(&[0b111, 0]), Some(vec![0b110, 0]));
         assert_eq!(without_cpu_0(&[1, 0]), Some(vec![0xfe, 0xff]), "pinned to CPU 0");
         assert_eq!(without_cpu_0(&[0b10, 1]), None, "not on CPU 0");
-    }
-
-    // The same numbers stand as static assertions against Xen's header in tests/abi.c.
-    #[test]
-    fn structures_have_the_layout_of_the_header() {
-        assert_eq!((size_of::<MulticallEntry>(), offset_of!(MulticallEntry, args)), (64, 16));
-        assert_eq!((size_of::<PageOffline>(), offset_of!(PageOffline, op)), (136, 8));
-        assert_eq!((offset_of!(PageOffline, start), offset_of!(PageOffline, end)), (12, 16));
-        assert_eq!(offset_of!(PageOffline, status), 24);
-        assert_eq!((size_of::<VcpuAffinity>(), offset_of!(VcpuAffinity, vcpu)), (144, 16));
-        assert_eq!((offset_of!(VcpuAffinity, flags), offset_of!(VcpuAffinity, hard)), (20, 24));
-        assert_eq!((offset_of!(VcpuAffinity, hard_bits), offset_of!(VcpuAffinity, soft)), (32, 40));
     }
 
     #[test]

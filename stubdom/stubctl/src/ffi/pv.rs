@@ -1,112 +1,21 @@
-//! libxenctrl, libxenguest and libxencall: what dom0 does to a PV guest's page tables and frames.
+//! What dom0 does to a PV guest's page tables and frames.
 //!
-//! Declarations follow `xenctrl.h`, `xenguest.h` and `xencall.h` of Xen 4.17. `mmu_update` is called without libxenctrl,
-//! whose `xc_flush_mmu_updates` has no way to name the owner of the tables and tells nobody how many updates were done; and
-//! so is `XENMEM_exchange`, for which `xc_domain_memory_exchange_pages` hands Xen an empty list of results: the new frame
-//! would have no pfn in the machine-to-phys table, which shows when the guest is saved.
-#![allow(unsafe_code, reason = "Xen's toolstack libraries have a C interface")]
+//! `mmu_update` names the owner of the tables and says how many updates were done, for which libxenctrl's function has no
+//! way. `XENMEM_exchange` gets a list of results with the new frame's pfn; without it the machine-to-phys table would have
+//! none, which shows when the guest is saved.
+#![allow(unsafe_code, reason = "hypercalls with buffers; each block names them")]
 
-use super::xenctrl::{XcInterface, XenError, Xenctrl, done};
-use migration::exchange_pv::{PageType, Table, Update};
-use std::ffi::{c_int, c_uint, c_void};
-use std::ptr::{self, NonNull};
-use std::slice;
+use super::foreign::ForeignMemory;
+use super::hypercalls::{Buffer, Hypercalls};
+use super::xenctrl::{XenError, Xenctrl, done};
+use migration::exchange_pv::{PageType, Table, Update, WORDS};
+use xen_abi::abi::*;
 use xen_abi::grant_entry::Version;
 use xen_abi::types::{Domid, Mfn, Pfn, Port};
-
-/// `struct mmuext_op`.
-#[repr(C)]
-struct MmuextOp {
-    cmd: c_uint,
-    mfn: u64,
-    arg2: u64,
-}
-
-/// `mmu_update_t`.
-#[repr(C)]
-struct MmuUpdate {
-    ptr: u64,
-    val: u64,
-}
-
-/// `struct xen_domctl` with `getpageframeinfo3`.
-#[repr(C)]
-struct PageFrameInfo3 {
-    cmd: u32,
-    interface_version: u32,
-    domain: u16,
-    pad: [u16; 3],
-    num: u64,
-    array: *mut u64,
-    rest: [u64; 14],
-}
-
-/// `struct xen_memory_reservation`.
-#[repr(C)]
-struct MemoryReservation {
-    extent_start: *mut u64,
-    nr_extents: u64,
-    extent_order: u32,
-    mem_flags: u32,
-    domid: u16,
-    pad: [u16; 3],
-}
-
-/// `struct xen_memory_exchange`.
-#[repr(C)]
-struct MemoryExchange {
-    from: MemoryReservation,
-    to: MemoryReservation,
-    nr_exchanged: u64,
-}
+use zerocopy::FromBytes;
 
 /// `vcpu_guest_context_t`, as words.
-type VcpuContext = [u64; 646];
-
-const MMUEXT_PIN_L1_TABLE: c_uint = 0;
-const MMUEXT_UNPIN_TABLE: c_uint = 4;
-const HYPERVISOR_MMU_UPDATE: c_uint = 1;
-const HYPERVISOR_DOMCTL: c_uint = 36;
-const XEN_DOMCTL_INTERFACE_VERSION: u32 = 0x15;
-const XEN_DOMCTL_GETPAGEFRAMEINFO3: u32 = 61;
-const PFINFO_LTAB_SHIFT: u32 = 28;
-const PFINFO_LPINTAB: u64 = 1 << 31;
-const PFINFO_BROKEN: u64 = 0xd; // and above: frames that are not the guest's
-const PAGE_BYTES: usize = 4096;
-
-#[repr(C)]
-struct XenCall {
-    _opaque: [u8; 0],
-}
-
-#[link(name = "xenctrl")]
-unsafe extern "C" {
-    fn xc_domain_pause(xch: *mut XcInterface, domid: u32) -> c_int;
-    fn xc_domain_unpause(xch: *mut XcInterface, domid: u32) -> c_int;
-    fn xc_domain_subscribe_for_suspend(xch: *mut XcInterface, domid: u32, port: u32) -> c_int;
-    fn xc_evtchn_alloc_unbound(xch: *mut XcInterface, dom: u32, remote_dom: u32) -> c_int;
-    fn xc_vcpu_getcontext(xch: *mut XcInterface, domid: u32, vcpu: u32, ctxt: *mut VcpuContext) -> c_int;
-    fn xc_mmuext_op(xch: *mut XcInterface, op: *mut MmuextOp, nr_ops: c_uint, dom: u32) -> c_int;
-    fn xc_gnttab_get_version(xch: *mut XcInterface, domid: u32) -> c_int;
-    fn xc_gnttab_map_table_v1(xch: *mut XcInterface, domid: u32, gnt_num: *mut c_int) -> *mut c_void;
-    fn xc_gnttab_map_table_v2(xch: *mut XcInterface, domid: u32, gnt_num: *mut c_int) -> *mut c_void;
-}
-
-#[link(name = "xenguest")]
-unsafe extern "C" {
-    fn xc_domain_resume(xch: *mut XcInterface, domid: u32, fast: c_int) -> c_int;
-}
-
-#[link(name = "xencall")]
-unsafe extern "C" {
-    fn xencall_open(logger: *mut c_void, open_flags: c_uint) -> *mut XenCall;
-    fn xencall_close(xcall: *mut XenCall) -> c_int;
-    fn xencall1(xcall: *mut XenCall, op: c_uint, arg1: u64) -> c_int;
-    fn xencall2(xcall: *mut XenCall, op: c_uint, arg1: u64, arg2: u64) -> c_int;
-    fn xencall4(xcall: *mut XenCall, op: c_uint, arg1: u64, arg2: u64, arg3: u64, arg4: u64) -> c_int;
-    fn xencall_alloc_buffer(xcall: *mut XenCall, size: usize) -> *mut c_void;
-    fn xencall_free_buffer(xcall: *mut XenCall, p: *mut c_void);
-}
+type VcpuContext = [u64; VCPU_GUEST_CONTEXT_BYTES / 8];
 
 /// What of a suspended vCPU leads to frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,57 +31,73 @@ pub(crate) struct VcpuFrames {
 impl Xenctrl {
     /// Stops all vCPUs of a domain; returns when they stand (`XEN_DOMCTL_pausedomain`). Pauses are counted.
     pub(crate) fn pause(&self, domid: Domid) -> Result<(), XenError> {
-        // SAFETY: the handle is open; the call takes numbers only.
-        let rc = unsafe { xc_domain_pause(self.raw(), domid.raw().into()) };
-        done(rc, "xc_domain_pause", domid)
+        done(self.calls().domctl(XEN_DOMCTL_pausedomain, domid, ()), "XEN_DOMCTL_pausedomain", domid)
     }
 
     /// Takes a pause back (`XEN_DOMCTL_unpausedomain`).
     pub(crate) fn unpause(&self, domid: Domid) -> Result<(), XenError> {
-        // SAFETY: the handle is open; the call takes numbers only.
-        let rc = unsafe { xc_domain_unpause(self.raw(), domid.raw().into()) };
-        done(rc, "xc_domain_unpause", domid)
+        done(self.calls().domctl(XEN_DOMCTL_unpausedomain, domid, ()), "XEN_DOMCTL_unpausedomain", domid)
     }
 
-    /// Lets a suspended guest go on where it suspended, as after a cancelled suspension.
+    /// Lets a suspended PV guest go on where it suspended, as after a cancelled suspension: its hypercall returns 1
+    /// (`XEN_DOMCTL_resumedomain`).
     pub(crate) fn resume(&self, domid: Domid) -> Result<(), XenError> {
-        // SAFETY: the handle is open; the call takes numbers only.
-        let rc = unsafe { xc_domain_resume(self.raw(), domid.raw().into(), 1) };
-        done(rc, "xc_domain_resume", domid)
+        if !self.domain_info(domid)?.is_some_and(|info| info.suspended) {
+            return done(Err(libc::EINVAL), "XEN_DOMCTL_resumedomain", domid);
+        }
+        let resume = || {
+            let DomctlAddressSize { size } =
+                self.calls().domctl(XEN_DOMCTL_get_address_size, domid, DomctlAddressSize::default())?;
+            let mut context = self.vcpu_context(domid, 0)?;
+            set_return_value(&mut context, size, 1);
+            self.set_vcpu_context(domid, 0, &context)?;
+            self.calls().domctl(XEN_DOMCTL_resumedomain, domid, ())
+        };
+        done(resume(), "XEN_DOMCTL_resumedomain", domid)
     }
 
     /// Has Xen send an event through this port of the guest when it has suspended, *instead of* telling xenstored of the
     /// shutdown (`XEN_DOMCTL_subscribe`); `None` has it tell xenstored again.
     pub(crate) fn subscribe_for_suspend(&self, domid: Domid, port: Option<Port>) -> Result<(), XenError> {
-        let port = port.map_or(0, Port::raw);
-        // SAFETY: the handle is open; the call takes numbers only.
-        let rc = unsafe { xc_domain_subscribe_for_suspend(self.raw(), domid.raw().into(), port) };
-        done(rc, "xc_domain_subscribe_for_suspend", domid)
+        let op = DomctlSubscribe { port: port.map_or(0, Port::raw) };
+        done(self.calls().domctl(XEN_DOMCTL_subscribe, domid, op), "XEN_DOMCTL_subscribe", domid).map(drop)
     }
 
-    /// Makes a port of the guest to which dom0 may bind.
+    /// Makes a port of the guest to which dom0 may bind (`EVTCHNOP_alloc_unbound`).
     pub(crate) fn alloc_unbound(&self, domid: Domid) -> Result<Port, XenError> {
-        // SAFETY: the handle is open; the call takes numbers only.
-        let port = unsafe { xc_evtchn_alloc_unbound(self.raw(), domid.raw().into(), 0) };
-        done(port, "xc_evtchn_alloc_unbound", domid)?;
-        Ok(Port::new(port.unsigned_abs()))
+        let mut arg = EvtchnAllocUnbound { dom: domid.raw(), remote_dom: Domid::DOM0.raw(), port: 0 };
+        let op = __HYPERVISOR_event_channel_op;
+        // SAFETY: the structure holds no address.
+        let made = unsafe { self.calls().sub_op(op, EVTCHNOP_alloc_unbound, 0, &mut arg) };
+        done(made, "EVTCHNOP_alloc_unbound", domid).map(|()| Port::new(arg.port))
     }
 
     /// Reads the frames that a vCPU refers to; `None` for one that was never started.
     pub(crate) fn vcpu_frames(&self, domid: Domid, vcpu: u32) -> Result<Option<VcpuFrames>, XenError> {
-        let mut context: Box<VcpuContext> = Box::new([0; 646]);
-        // SAFETY: the handle is open; `context` has the size of the union (5168 bytes) that libxenctrl fills.
-        let rc = unsafe { xc_vcpu_getcontext(self.raw(), domid.raw().into(), vcpu, &raw mut *context) };
-        match done(rc, "xc_vcpu_getcontext", domid) {
-            Err(error) if error.errno == libc::ENODATA => Ok(None),
-            Err(error) => Err(error),
-            Ok(()) => Ok(Some(frames_of(&context))),
+        match self.vcpu_context(domid, vcpu) {
+            Err(libc::ENODATA) => Ok(None),
+            context => done(context, "XEN_DOMCTL_getvcpucontext", domid).map(|found| Some(frames_of(&found))),
         }
+    }
+
+    fn vcpu_context(&self, domid: Domid, vcpu: u32) -> Result<Box<VcpuContext>, i32> {
+        let mut context = Buffer::<VcpuContext>::new(self.calls(), 1)?;
+        let mut op = DomctlVcpucontext { vcpu, pad: 0, ctxt: context.address() };
+        // SAFETY: the buffer has room for a `vcpu_guest_context_t`, and lives until after the call.
+        unsafe { self.calls().domctl_with(XEN_DOMCTL_getvcpucontext, domid, &mut op) }?;
+        Ok(Box::new(context.words()[0]))
+    }
+
+    fn set_vcpu_context(&self, domid: Domid, vcpu: u32, context: &VcpuContext) -> Result<(), i32> {
+        let context = Buffer::of(self.calls(), std::slice::from_ref(context))?;
+        let mut op = DomctlVcpucontext { vcpu, pad: 0, ctxt: context.address() };
+        // SAFETY: the buffer holds a `vcpu_guest_context_t`, and lives until after the call.
+        unsafe { self.calls().domctl_with(XEN_DOMCTL_setvcpucontext, domid, &mut op) }
     }
 
     /// `MMUEXT_PIN_Ln_TABLE`; `Err` is a positive errno.
     pub(crate) fn pin(&self, domid: Domid, mfn: Mfn, level: u8) -> Result<(), i32> {
-        self.mmuext(domid, MMUEXT_PIN_L1_TABLE + c_uint::from(level).saturating_sub(1), mfn)
+        self.mmuext(domid, MMUEXT_PIN_L1_TABLE + u32::from(level).saturating_sub(1), mfn)
     }
 
     /// `MMUEXT_UNPIN_TABLE`; `Err` is a positive errno.
@@ -180,156 +105,121 @@ impl Xenctrl {
         self.mmuext(domid, MMUEXT_UNPIN_TABLE, mfn)
     }
 
-    fn mmuext(&self, domid: Domid, cmd: c_uint, mfn: Mfn) -> Result<(), i32> {
-        let mut op = MmuextOp { cmd, mfn: mfn.raw(), arg2: 0 };
-        // SAFETY: the handle is open; `op` is the one operation announced.
-        let rc = unsafe { xc_mmuext_op(self.raw(), &raw mut op, 1, domid.raw().into()) };
-        if rc < 0 { Err(super::last_errno()) } else { Ok(()) }
+    fn mmuext(&self, domid: Domid, cmd: u32, mfn: Mfn) -> Result<(), i32> {
+        let op = Buffer::of(self.calls(), &[MmuextOp { cmd, arg1: mfn.raw(), arg2: 0 }])?;
+        let args = [op.address(), 1, 0, domid.raw().into()];
+        // SAFETY: the buffer holds the one operation announced; no count is asked for.
+        unsafe { self.calls().call(__HYPERVISOR_mmuext_op, args) }.map(drop)
     }
 
     /// Copies a guest's grant table.
     pub(crate) fn grant_table(&self, domid: Domid) -> Result<(Version, Vec<u8>), XenError> {
-        let (xch, id) = (self.raw(), domid.raw().into());
-        // SAFETY: the handle is open; the call takes numbers only.
-        let version = unsafe { xc_gnttab_get_version(xch, id) };
-        done(version, "xc_gnttab_get_version", domid)?;
-        let mut nr_entries: c_int = 0;
-        let (version, size, table) = if version == 2 {
-            // SAFETY: the handle is open; `nr_entries` is written.
-            (Version::V2, 16, unsafe { xc_gnttab_map_table_v2(xch, id, &raw mut nr_entries) })
-        } else {
-            // SAFETY: the handle is open; `nr_entries` is written.
-            (Version::V1, 8, unsafe { xc_gnttab_map_table_v1(xch, id, &raw mut nr_entries) })
-        };
-        let error =
-            || XenError { call: "xc_gnttab_map_table", domid: Some(domid), errno: super::last_errno() };
-        let table = NonNull::new(table).ok_or_else(error)?;
-        let nr_bytes = usize::try_from(nr_entries).unwrap_or(0) * size;
-        let mut copy = vec![0; nr_bytes];
-        // SAFETY: libxenctrl has mapped that many entries for reading; `copy` is ours and as long.
-        unsafe { ptr::copy_nonoverlapping(table.as_ptr().cast::<u8>(), copy.as_mut_ptr(), nr_bytes) };
-        // SAFETY: the mapping is of whole pages from `table` on; nothing points there any more.
-        unsafe { libc::munmap(table.as_ptr(), nr_bytes.next_multiple_of(PAGE_BYTES)) };
-        Ok((version, copy))
+        let mut arg = GnttabGetVersion { dom: domid.raw(), pad: 0, version: 0 };
+        // SAFETY: the structure holds no address.
+        let asked = unsafe { self.grant_table_op(GNTTABOP_get_version, &mut arg) };
+        done(asked, "GNTTABOP_get_version", domid)?;
+        let version = if arg.version == 2 { Version::V2 } else { Version::V1 };
+        let frames = done(self.grant_frames(domid), "GNTTABOP_setup_table", domid)?;
+        let mut words = vec![[0_u64; WORDS]; frames.len()];
+        let memory = ForeignMemory::open(domid)?;
+        done(memory.read(&frames, &mut words), "xenforeignmemory_map", domid)?;
+        Ok((version, words.as_flattened().iter().flat_map(|word| word.to_le_bytes()).collect()))
+    }
+
+    /// The frames of a guest's grant table, of either version.
+    fn grant_frames(&self, domid: Domid) -> Result<Vec<Mfn>, i32> {
+        let mut size =
+            GnttabQuerySize { dom: domid.raw(), nr_frames: 0, max_nr_frames: 0, status: GNTST_okay };
+        // SAFETY: the structure holds no address.
+        unsafe { self.grant_table_op(GNTTABOP_query_size, &mut size) }?;
+        let nr_frames = if size.status == GNTST_okay { size.nr_frames } else { return Err(libc::EINVAL) };
+        let mut list = Buffer::<u64>::new(self.calls(), nr_frames as usize)?;
+        let mut table =
+            GnttabSetupTable { dom: domid.raw(), nr_frames, status: GNTST_okay, frame_list: list.address() };
+        // SAFETY: the list has room for as many frames as are asked for, and lives until after the call.
+        unsafe { self.grant_table_op(GNTTABOP_setup_table, &mut table) }?;
+        if table.status != GNTST_okay {
+            return Err(libc::EINVAL);
+        }
+        Ok(list.words().iter().map(|mfn| Mfn::new(*mfn)).collect())
+    }
+
+    /// # Safety
+    /// As [`Hypercalls::call`], for the addresses in `arg`.
+    unsafe fn grant_table_op<T: FromBytes + Copy>(&self, cmd: u64, arg: &mut T) -> Result<(), i32> {
+        // SAFETY: the caller vouches for the addresses; this is the one operation announced.
+        unsafe { self.calls().sub_op(__HYPERVISOR_grant_table_op, cmd, 1, arg) }
     }
 }
 
-/// Offsets in `vcpu_guest_context_t`, in words; tests/abi.c has them in bytes.
 fn frames_of(context: &VcpuContext) -> VcpuFrames {
-    const RDX: usize = 616 / 8;
-    const GDT_FRAMES: usize = 4832 / 8;
-    const GDT_ENTS: usize = 4960 / 8;
-    const CTRLREG: usize = 4984 / 8;
-    let gdt_bytes = context[GDT_ENTS].min(16 * 512).div_ceil(512);
-    let gdt = context[GDT_FRAMES..].iter().zip(0..gdt_bytes).map(|(mfn, _)| Mfn::new(*mfn)).collect();
-    let root = |register: usize| Mfn::new(context[CTRLREG + register] >> 12);
-    VcpuFrames { start_info: Mfn::new(context[RDX]), gdt, roots: [root(3), root(1)] }
+    let at = |offset: usize| context[offset / 8];
+    let gdt_frames = &context[VCPU_GUEST_CONTEXT_GDT_FRAMES / 8..];
+    let nr_gdt_frames = at(VCPU_GUEST_CONTEXT_GDT_ENTS).min(16 * 512).div_ceil(512);
+    let gdt = gdt_frames.iter().zip(0..nr_gdt_frames).map(|(mfn, _)| Mfn::new(*mfn)).collect();
+    let root = |register: usize| Mfn::new(at(VCPU_GUEST_CONTEXT_CTRLREG + 8 * register) >> 12);
+    VcpuFrames { start_info: Mfn::new(at(VCPU_GUEST_CONTEXT_RDX)), gdt, roots: [root(3), root(1)] }
 }
 
-/// Hypercalls that libxenctrl offers no door to.
-pub(crate) struct Hypercalls(NonNull<XenCall>);
+/// Sets what the hypercall that a vCPU is in returns; `width` is that of the guest's addresses, in bits.
+fn set_return_value(context: &mut VcpuContext, width: u32, value: u32) {
+    if width == 32 {
+        let word = &mut context[VCPU_GUEST_CONTEXT_X86_32_EAX / 8];
+        // The upper half of the word, as the assertion below says.
+        *word = *word & 0xffff_ffff | u64::from(value) << 32;
+    } else {
+        context[VCPU_GUEST_CONTEXT_RAX / 8] = value.into();
+    }
+}
+
+const _: () = assert!(VCPU_GUEST_CONTEXT_X86_32_EAX % 8 == 4 && VCPU_GUEST_CONTEXT_RAX.is_multiple_of(8));
 
 impl Hypercalls {
-    /// Opens the way.
-    pub(crate) fn open() -> Result<Self, XenError> {
-        // SAFETY: a null logger means standard error; no flags; the handle is used from this thread only.
-        let handle = unsafe { xencall_open(ptr::null_mut(), 0) };
-        let error = || XenError { call: "xencall_open", domid: None, errno: super::last_errno() };
-        NonNull::new(handle).map(Self).ok_or_else(error)
-    }
-
     /// `mmu_update` of page tables that `domid` owns and that map its own frames; `Err` tells how many updates were done
     /// and a positive errno.
     pub(crate) fn mmu_update(&self, domid: Domid, updates: &[Update]) -> Result<(), (usize, i32)> {
         let nothing_done = |errno| (0, errno);
-        let nr = u64::try_from(updates.len()).map_err(|_| (0, libc::E2BIG))?;
-        let mut list = Buffer::<MmuUpdate>::new(self, updates.len()).map_err(nothing_done)?;
-        for (slot, update) in list.words().iter_mut().zip(updates) {
-            *slot =
-                MmuUpdate { ptr: update.table.raw() << 12 | (update.index as u64) << 3, val: update.value };
-        }
+        let raw = |update: &Update| MmuUpdate {
+            ptr: update.table.raw() << 12 | (update.index as u64) << 3,
+            val: update.value,
+        };
+        let list: Vec<_> = updates.iter().map(raw).collect();
+        let list = Buffer::of(self, &list).map_err(nothing_done)?;
         let mut nr_done = Buffer::<u32>::new(self, 1).map_err(nothing_done)?;
         // Owner of the frames in the lower half, owner of the tables plus one in the upper.
         let foreigndom = u64::from(domid.raw()) | (u64::from(domid.raw()) + 1) << 16;
-        let (list, handle) = (list.address(), self.0.as_ptr());
-        // SAFETY: the handle is open; both buffers hold what Xen reads and writes, `nr` updates and one count.
-        let rc = unsafe { xencall4(handle, HYPERVISOR_MMU_UPDATE, list, nr, nr_done.address(), foreigndom) };
-        if rc < 0 { Err((nr_done.words()[0] as usize, super::last_errno())) } else { Ok(()) }
-    }
-
-    /// A hypercall of two arguments.
-    ///
-    /// # Safety
-    /// The arguments name memory that Xen may read and write until this returns.
-    pub(super) unsafe fn call2(&self, op: c_uint, first: u64, second: u64) -> c_int {
-        // SAFETY: the handle is open; the caller vouches for the arguments.
-        unsafe { xencall2(self.0.as_ptr(), op, first, second) }
+        let args = [list.address(), updates.len() as u64, nr_done.address(), foreigndom];
+        // SAFETY: the buffers hold what Xen reads and writes: as many updates, and one count.
+        let done = unsafe { self.call(__HYPERVISOR_mmu_update, args) };
+        done.map(drop).map_err(|errno| (nr_done.words()[0] as usize, errno))
     }
 
     /// What `XENMEM_exchange` takes for one frame, for which Xen chooses another and calls it `pfn`; `Err` is a positive
     /// errno.
     pub(super) fn exchange_of(&self, domid: Domid, old: Mfn, pfn: Pfn) -> Result<Exchange<'_>, i32> {
-        let mut from = Buffer::<u64>::new(self, 1)?;
-        from.words()[0] = old.raw();
-        let mut to = Buffer::<u64>::new(self, 1)?;
-        to.words()[0] = pfn.raw();
-        let one = |extent_start: &Buffer<u64>| MemoryReservation {
-            extent_start: extent_start.start.as_ptr(),
+        let (from, to) = (Buffer::of(self, &[old.raw()])?, Buffer::of(self, &[pfn.raw()])?);
+        let one = |extent_start: &Buffer<'_, u64>| MemoryReservation {
+            extent_start: extent_start.address(),
             nr_extents: 1,
             extent_order: 0,
             mem_flags: 0,
             domid: domid.raw(),
-            pad: [0; 3],
         };
-        let mut exchange = Buffer::<MemoryExchange>::new(self, 1)?;
-        exchange.words()[0] = MemoryExchange { from: one(&from), to: one(&to), nr_exchanged: 0 };
-        Ok(Exchange { call: exchange, _from: from, to })
+        let call = Buffer::of(self, &[MemoryExchange { in_: one(&from), out: one(&to), nr_exchanged: 0 }])?;
+        Ok(Exchange { call, _from: from, to })
     }
 
     /// `XEN_DOMCTL_getpageframeinfo3` for at most 1024 frames; `Err` is a positive errno.
     pub(crate) fn page_types(&self, domid: Domid, mfns: &[Mfn], types: &mut [PageType]) -> Result<(), i32> {
-        let mut array = Buffer::<u64>::new(self, mfns.len())?;
-        for (slot, mfn) in array.words().iter_mut().zip(mfns) {
-            *slot = mfn.raw();
-        }
-        let mut domctl = Buffer::<PageFrameInfo3>::new(self, 1)?;
-        domctl.words()[0] = PageFrameInfo3 {
-            cmd: XEN_DOMCTL_GETPAGEFRAMEINFO3,
-            interface_version: XEN_DOMCTL_INTERFACE_VERSION,
-            domain: domid.raw(),
-            pad: [0; 3],
-            num: mfns.len() as u64,
-            array: array.start.as_ptr(),
-            rest: [0; 14],
-        };
-        // SAFETY: the handle is open; the structure and the array that it names are hypercall buffers.
-        let rc = unsafe { xencall1(self.0.as_ptr(), HYPERVISOR_DOMCTL, domctl.address()) };
-        if rc < 0 {
-            return Err(super::last_errno());
-        }
+        let frames: Vec<u64> = mfns.iter().map(|mfn| mfn.raw()).collect();
+        let mut array = Buffer::of(self, &frames)?;
+        let mut op = DomctlGetpageframeinfo3 { num: frames.len() as u64, array: array.address() };
+        // SAFETY: the array has as many entries as are announced, and lives until after the call.
+        unsafe { self.domctl_with(XEN_DOMCTL_getpageframeinfo3, domid, &mut op) }?;
         for (page_type, word) in types.iter_mut().zip(array.words()) {
             *page_type = page_type_of(*word);
         }
         Ok(())
-    }
-}
-
-impl Drop for Hypercalls {
-    fn drop(&mut self) {
-        // SAFETY: the handle is open, every buffer borrowed `self` and is gone.
-        unsafe { xencall_close(self.0.as_ptr()) };
-    }
-}
-
-fn page_type_of(word: u64) -> PageType {
-    match (word >> PFINFO_LTAB_SHIFT) & 0xf {
-        PFINFO_BROKEN.. => PageType::Foreign,
-        // The lower three bits are 1 to 4.
-        nibble if nibble & 7 != 0 => {
-            let level = (nibble & 7) as u8;
-            PageType::Table(Table { level, is_pinned: word & PFINFO_LPINTAB != 0 })
-        }
-        _ => PageType::Data,
     }
 }
 
@@ -351,61 +241,23 @@ impl Exchange<'_> {
     }
 }
 
-/// Memory that Xen may read and write while a hypercall runs; zero at first. `T` is plain words.
-pub(super) struct Buffer<'a, T> {
-    owner: &'a Hypercalls,
-    start: NonNull<T>,
-    len: usize,
-}
-
-impl<'a, T> Buffer<'a, T> {
-    pub(super) fn new(owner: &'a Hypercalls, len: usize) -> Result<Self, i32> {
-        let size = len.checked_mul(size_of::<T>()).ok_or(libc::E2BIG)?;
-        // SAFETY: the handle is open; the buffer is page aligned and zeroed.
-        let start = unsafe { xencall_alloc_buffer(owner.0.as_ptr(), size.max(1)) };
-        Ok(Self { owner, start: NonNull::new(start.cast()).ok_or_else(super::last_errno)?, len })
-    }
-
-    pub(super) fn address(&self) -> u64 {
-        self.start.as_ptr() as u64
-    }
-
-    /// The address, for a structure that Xen follows.
-    pub(super) fn start(&self) -> *mut T {
-        self.start.as_ptr()
-    }
-
-    pub(super) fn words(&mut self) -> &mut [T] {
-        // SAFETY: the buffer has room for `len` values, is aligned, zeroed at first (all bits zero is a value of every `T`
-        // used here), exclusively borrowed, and Xen writes only during a hypercall.
-        unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
-    }
-}
-
-impl<T> Drop for Buffer<'_, T> {
-    fn drop(&mut self) {
-        // SAFETY: the buffer came from this handle and nothing points there after this.
-        unsafe { xencall_free_buffer(self.owner.0.as_ptr(), self.start.as_ptr().cast()) };
+fn page_type_of(word: u64) -> PageType {
+    const BROKEN: u64 = XEN_DOMCTL_PFINFO_BROKEN >> XEN_DOMCTL_PFINFO_LTAB_SHIFT;
+    match (word >> XEN_DOMCTL_PFINFO_LTAB_SHIFT) & 0xf {
+        // And above: frames that are not the guest's.
+        BROKEN.. => PageType::Foreign,
+        // The lower three bits are 1 to 4.
+        nibble if nibble & 7 != 0 => {
+            let level = (nibble & 7) as u8;
+            PageType::Table(Table { level, is_pinned: word & XEN_DOMCTL_PFINFO_LPINTAB != 0 })
+        }
+        _ => PageType::Data,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::mem::offset_of;
-
-    // The same numbers stand as static assertions against Xen's header in tests/abi.c.
-    #[test]
-    fn structures_have_the_layout_of_the_header() {
-        assert_eq!((size_of::<MmuextOp>(), offset_of!(MmuextOp, mfn)), (24, 8));
-        assert_eq!(size_of::<MmuUpdate>(), 16);
-        assert_eq!((size_of::<MemoryReservation>(), offset_of!(MemoryReservation, domid)), (32, 24));
-        assert_eq!((size_of::<MemoryExchange>(), offset_of!(MemoryExchange, nr_exchanged)), (72, 64));
-        assert_eq!((size_of::<PageFrameInfo3>(), offset_of!(PageFrameInfo3, array)), (144, 24));
-        assert_eq!(offset_of!(PageFrameInfo3, num), 16);
-        assert_eq!(size_of::<VcpuContext>(), 5168);
-    }
-
     #[test]
     fn a_page_type_word_has_its_level_and_its_pin() {
         let table = |level, is_pinned| PageType::Table(Table { level, is_pinned });
@@ -418,11 +270,21 @@ mod tests {
 
     #[test]
     fn a_context_names_its_frames() {
-        let mut context = [0; 646];
+        let mut context = [0; VCPU_GUEST_CONTEXT_BYTES / 8];
         (context[616 / 8], context[4960 / 8]) = (0x77, 16);
         (context[4832 / 8], context[4984 / 8 + 3]) = (0x55, 0x1234_5000);
         let frames = frames_of(&context);
         assert_eq!((frames.start_info, frames.gdt), (Mfn::new(0x77), vec![Mfn::new(0x55)]));
         assert_eq!(frames.roots, [Mfn::new(0x12345), Mfn::new(0)]);
+    }
+
+    #[test]
+    fn a_return_value_goes_where_the_guests_width_has_it() {
+        let mut context = [u64::MAX; VCPU_GUEST_CONTEXT_BYTES / 8];
+        set_return_value(&mut context, 64, 1);
+        assert_eq!((context[74], context[75], context[76]), (u64::MAX, 1, u64::MAX), "rax is at 600");
+        let mut context = [u64::MAX; VCPU_GUEST_CONTEXT_BYTES / 8];
+        set_return_value(&mut context, 32, 1);
+        assert_eq!((context[67], context[75]), (0x1_ffff_ffff, u64::MAX), "eax is at 540");
     }
 }

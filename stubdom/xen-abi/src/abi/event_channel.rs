@@ -1,11 +1,13 @@
 //! `event_channel.h`.
 
+use zerocopy::FromBytes;
+
 pub const EVTCHNOP_bind_interdomain: u64 = 0;
 pub const EVTCHNOP_close: u64 = 3;
 pub const EVTCHNOP_send: u64 = 4;
 pub const EVTCHNOP_alloc_unbound: u64 = 6;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes)]
 #[repr(C)]
 pub struct EvtchnAllocUnbound {
     pub dom: u16,

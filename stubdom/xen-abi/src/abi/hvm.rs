@@ -1,8 +1,13 @@
 //! `hvm/hvm_op.h`, `hvm/dm_op.h`, `hvm/params.h`.
 
+use zerocopy::FromBytes;
+
 pub const HVMOP_set_param: u64 = 0;
 pub const HVMOP_get_param: u64 = 1;
 pub const HVMOP_get_mem_type: u64 = 15;
+pub const HVMOP_altp2m: u64 = 25;
+pub const HVMOP_ALTP2M_INTERFACE_VERSION: u32 = 1;
+pub const HVMOP_altp2m_get_domain_state: u32 = 1;
 pub const HVMMEM_ram_rw: u16 = 0;
 pub const HVMMEM_ram_ro: u16 = 1;
 pub const HVMMEM_mmio_dm: u16 = 2;
@@ -82,3 +87,15 @@ pub const HVM_PARAM_VM_GENERATION_ID_ADDR: u32 = 34;
 pub const HVM_PARAM_X87_FIP_WIDTH: u32 = 36;
 pub const HVM_PARAM_VM86_TSS_SIZED: u32 = 37;
 pub const HVM_PARAM_MCA_CAP: u32 = 38;
+
+#[derive(Clone, Copy, Debug, Default, FromBytes)]
+#[repr(C)]
+pub struct HvmAltp2mOp {
+    pub version: u32,
+    pub cmd: u32,
+    pub domain: u16,
+    pub pad1: u16,
+    pub pad2: u32,
+    /// The union; of `domain_state` the lowest byte of the first word.
+    pub u: [u64; 8],
+}

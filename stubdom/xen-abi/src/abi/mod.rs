@@ -15,6 +15,7 @@ mod hvm;
 mod io;
 mod memory;
 mod sched;
+mod sysctl;
 mod vcpu;
 mod version;
 mod xen;
@@ -26,6 +27,28 @@ pub use hvm::*;
 pub use io::*;
 pub use memory::*;
 pub use sched::*;
+pub use sysctl::*;
 pub use vcpu::*;
 pub use version::*;
 pub use xen::*;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// The union of a control operation: 128 bytes, of which an operation's structure takes the first.
+type Union = [u64; 16];
+
+fn union_of<Op: IntoBytes + Immutable>(op: &Op) -> Union {
+    const { assert!(size_of::<Op>() <= size_of::<Union>()) };
+    let mut union = Union::default();
+    for (to, from) in union.as_mut_bytes().iter_mut().zip(op.as_bytes()) {
+        *to = *from;
+    }
+    union
+}
+
+fn in_union<Op: FromBytes>(union: &Union) -> Op {
+    const { assert!(size_of::<Op>() <= size_of::<Union>()) };
+    // PANIC: never; the structure is no larger than the union.
+    let (op, _) = Op::read_from_prefix(union.as_bytes()).expect("the union holds it");
+    op
+}

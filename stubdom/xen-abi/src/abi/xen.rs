@@ -1,9 +1,12 @@
 //! `xen.h`, `arch-x86/xen.h`, `arch-x86/xen-x86_64.h`.
 
+use zerocopy::FromBytes;
+
 // hypercall numbers.
 pub const __HYPERVISOR_set_trap_table: u64 = 0;
 pub const __HYPERVISOR_mmu_update: u64 = 1;
 pub const __HYPERVISOR_memory_op: u64 = 12;
+pub const __HYPERVISOR_multicall: u64 = 13;
 pub const __HYPERVISOR_update_va_mapping: u64 = 14;
 pub const __HYPERVISOR_xen_version: u64 = 17;
 pub const __HYPERVISOR_grant_table_op: u64 = 20;
@@ -12,30 +15,43 @@ pub const __HYPERVISOR_mmuext_op: u64 = 26;
 pub const __HYPERVISOR_sched_op: u64 = 29;
 pub const __HYPERVISOR_event_channel_op: u64 = 32;
 pub const __HYPERVISOR_hvm_op: u64 = 34;
+pub const __HYPERVISOR_sysctl: u64 = 35;
 pub const __HYPERVISOR_domctl: u64 = 36;
 pub const __HYPERVISOR_dm_op: u64 = 41;
 
 // mmu_update, mmuext_op, update_va_mapping.
 pub const MMU_NORMAL_PT_UPDATE: u64 = 0;
 pub const MMU_PT_UPDATE_NO_TRANSLATE: u64 = 3;
+pub const MMUEXT_PIN_L1_TABLE: u32 = 0;
+pub const MMUEXT_UNPIN_TABLE: u32 = 4;
 pub const MMUEXT_TLB_FLUSH_LOCAL: u32 = 6;
 pub const UVMF_INVLPG: u64 = 2;
 pub const DOMID_FIRST_RESERVED: u16 = 0x7ff0;
 pub const DOMID_SELF: u16 = 0x7ff0;
+pub const DOMID_XEN: u16 = 0x7ff2;
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, FromBytes)]
 #[repr(C)]
 pub struct MmuUpdate {
     pub ptr: u64,
     pub val: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, FromBytes)]
 #[repr(C)]
 pub struct MmuextOp {
     pub cmd: u32,
     pub arg1: u64,
     pub arg2: u64,
+}
+
+// multicall.
+#[derive(Clone, Copy, Debug, FromBytes)]
+#[repr(C)]
+pub struct MulticallEntry {
+    pub op: u64,
+    pub result: i64,
+    pub args: [u64; 6],
 }
 
 // start_info.
@@ -122,3 +138,14 @@ pub struct TrapInfo {
     pub cs: u16,
     pub address: u64,
 }
+
+// vcpu_guest_context of a suspended PV guest: offsets in bytes of what is used.
+/// `sizeof(vcpu_guest_context_t)`, of a 64-bit guest; that of a 32-bit one is smaller.
+pub const VCPU_GUEST_CONTEXT_BYTES: usize = 5168;
+pub const VCPU_GUEST_CONTEXT_RAX: usize = 600;
+pub const VCPU_GUEST_CONTEXT_RDX: usize = 616;
+pub const VCPU_GUEST_CONTEXT_GDT_FRAMES: usize = 4832;
+pub const VCPU_GUEST_CONTEXT_GDT_ENTS: usize = 4960;
+pub const VCPU_GUEST_CONTEXT_CTRLREG: usize = 4984;
+/// `eax` of a 32-bit guest (`foreign/x86_32.h`).
+pub const VCPU_GUEST_CONTEXT_X86_32_EAX: usize = 540;

@@ -19,18 +19,20 @@ pub(super) fn rows() -> Vec<Row> {
 #[test]
 fn every_item_of_the_abi_is_compared() {
     let (_, table) = include_str!("core.rs").split_once("\nfn constants").expect("the tables follow");
+    let table = [table, include_str!("control.rs")].concat();
     let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/abi")).expect("the sources");
     let read = |file: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(file?.path());
     let sources: Vec<String> = files.map(read).collect::<Result<_, _>>().expect("the sources");
-    let missing: Vec<_> = sources
+    let mut missing: Vec<_> = sources
         .iter()
         .flat_map(|source| source.lines())
         .filter_map(|line| line.strip_prefix("pub const ").or(line.strip_prefix("pub struct ")))
         .filter_map(|rest| rest.split([':', ' ']).next())
         .filter(|name| !table.contains(name))
         .collect();
-    // Not in any public header: the limit is in Xen's scheduler (`do_poll`).
-    assert_eq!(missing, ["SCHEDOP_POLL_MAX_PORTS"]);
+    // In no public header: a BIOS's structure (libxenctrl's header has it), a limit in Xen's scheduler (`do_poll`).
+    missing.sort_unstable();
+    assert_eq!(missing, ["E820Entry", "E820_RAM", "SCHEDOP_POLL_MAX_PORTS"]);
 }
 
 fn constants(rows: &mut Vec<Row>) {
@@ -39,6 +41,7 @@ fn constants(rows: &mut Vec<Row>) {
         "__HYPERVISOR_set_trap_table" = __HYPERVISOR_set_trap_table,
         "__HYPERVISOR_mmu_update" = __HYPERVISOR_mmu_update,
         "__HYPERVISOR_memory_op" = __HYPERVISOR_memory_op,
+        "__HYPERVISOR_multicall" = __HYPERVISOR_multicall,
         "__HYPERVISOR_update_va_mapping" = __HYPERVISOR_update_va_mapping,
         "__HYPERVISOR_xen_version" = __HYPERVISOR_xen_version,
         "__HYPERVISOR_grant_table_op" = __HYPERVISOR_grant_table_op,
@@ -47,20 +50,36 @@ fn constants(rows: &mut Vec<Row>) {
         "__HYPERVISOR_sched_op" = __HYPERVISOR_sched_op,
         "__HYPERVISOR_event_channel_op" = __HYPERVISOR_event_channel_op,
         "__HYPERVISOR_hvm_op" = __HYPERVISOR_hvm_op,
+        "__HYPERVISOR_sysctl" = __HYPERVISOR_sysctl,
         "__HYPERVISOR_domctl" = __HYPERVISOR_domctl,
         "__HYPERVISOR_dm_op" = __HYPERVISOR_dm_op,
         "MMU_NORMAL_PT_UPDATE" = MMU_NORMAL_PT_UPDATE,
         "MMU_PT_UPDATE_NO_TRANSLATE" = MMU_PT_UPDATE_NO_TRANSLATE,
+        "MMUEXT_PIN_L1_TABLE" = MMUEXT_PIN_L1_TABLE,
+        "MMUEXT_UNPIN_TABLE" = MMUEXT_UNPIN_TABLE,
         "MMUEXT_TLB_FLUSH_LOCAL" = MMUEXT_TLB_FLUSH_LOCAL,
+        "MMUEXT_PIN_L4_TABLE" = MMUEXT_PIN_L1_TABLE + 3,
         "UVMF_INVLPG" = UVMF_INVLPG,
         "DOMID_FIRST_RESERVED" = DOMID_FIRST_RESERVED,
         "DOMID_SELF" = DOMID_SELF,
+        "DOMID_XEN" = DOMID_XEN,
+        "sizeof(vcpu_guest_context_t)" = VCPU_GUEST_CONTEXT_BYTES,
+        "offsetof(vcpu_guest_context_t, user_regs.rax)" = VCPU_GUEST_CONTEXT_RAX,
+        "offsetof(vcpu_guest_context_t, user_regs.rdx)" = VCPU_GUEST_CONTEXT_RDX,
+        "offsetof(vcpu_guest_context_t, gdt_frames)" = VCPU_GUEST_CONTEXT_GDT_FRAMES,
+        "offsetof(vcpu_guest_context_t, gdt_ents)" = VCPU_GUEST_CONTEXT_GDT_ENTS,
+        "offsetof(vcpu_guest_context_t, ctrlreg)" = VCPU_GUEST_CONTEXT_CTRLREG,
+        "offsetof(struct vcpu_guest_context_x86_32, user_regs.eax)" = VCPU_GUEST_CONTEXT_X86_32_EAX,
         "MAX_GUEST_CMDLINE" = MAX_GUEST_CMDLINE,
         "XEN_LEGACY_MAX_VCPUS" = XEN_LEGACY_MAX_VCPUS,
         "EVTCHN_2L_NR_CHANNELS" = EVTCHN_2L_NR_CHANNELS,
         "FLAT_RING3_CS64" = FLAT_RING3_CS64,
         "MACH2PHYS_VIRT_START" = MACH2PHYS_VIRT_START,
         "XENMEM_decrease_reservation" = XENMEM_decrease_reservation,
+        "XENMEM_maximum_ram_page" = XENMEM_maximum_ram_page,
+        "XENMEM_machphys_mfn_list" = XENMEM_machphys_mfn_list,
+        "XENMEM_machine_memory_map" = XENMEM_machine_memory_map,
+        "XENMEM_exchange" = XENMEM_exchange,
         "XENMEM_current_reservation" = XENMEM_current_reservation,
         "XENMEM_maximum_reservation" = XENMEM_maximum_reservation,
         "XENMEM_populate_physmap" = XENMEM_populate_physmap,
@@ -68,6 +87,7 @@ fn constants(rows: &mut Vec<Row>) {
         "XENMEM_machphys_mapping" = XENMEM_machphys_mapping,
         "XENMEM_maximum_gpfn" = XENMEM_maximum_gpfn,
         "XENMEM_remove_from_physmap" = XENMEM_remove_from_physmap,
+        "XENMEM_get_pod_target" = XENMEM_get_pod_target,
         "XENMEM_acquire_resource" = XENMEM_acquire_resource,
         "XENMEM_resource_ioreq_server" = XENMEM_resource_ioreq_server,
         "XENMEM_resource_grant_table" = XENMEM_resource_grant_table,
@@ -80,6 +100,8 @@ fn constants(rows: &mut Vec<Row>) {
         "EVTCHNOP_alloc_unbound" = EVTCHNOP_alloc_unbound,
         "GNTTABOP_setup_table" = GNTTABOP_setup_table,
         "GNTTABOP_query_size" = GNTTABOP_query_size,
+        "GNTTABOP_get_version" = GNTTABOP_get_version,
+        "GNTST_okay" = GNTST_okay,
         "GNTTAB_NR_RESERVED_ENTRIES" = GNTTAB_NR_RESERVED_ENTRIES,
         "GTF_type_mask" = GTF_type_mask,
         "GTF_permit_access" = GTF_permit_access,
@@ -94,12 +116,14 @@ fn constants(rows: &mut Vec<Row>) {
         "SCHEDOP_shutdown" = SCHEDOP_shutdown,
         "SCHEDOP_poll" = SCHEDOP_poll,
         "SHUTDOWN_poweroff" = SHUTDOWN_poweroff,
+        "SHUTDOWN_suspend" = SHUTDOWN_suspend,
         "SHUTDOWN_crash" = SHUTDOWN_crash,
         "VCPUOP_register_runstate_memory_area" = VCPUOP_register_runstate_memory_area,
         "VCPUOP_stop_periodic_timer" = VCPUOP_stop_periodic_timer,
         "RUNSTATE_running" = RUNSTATE_running,
         "XENVER_version" = XENVER_version,
         "XENVER_extraversion" = XENVER_extraversion,
+        "sizeof(xen_extraversion_t)" = XEN_EXTRAVERSION_LEN,
         "HVMOP_set_param" = HVMOP_set_param,
         "HVMOP_get_param" = HVMOP_get_param,
         "HVMOP_get_mem_type" = HVMOP_get_mem_type,
@@ -122,13 +146,15 @@ fn constants(rows: &mut Vec<Row>) {
         "HVM_PARAM_SHARING_RING_PFN" = HVM_PARAM_SHARING_RING_PFN,
         "HVM_PARAM_IOREQ_SERVER_PFN" = HVM_PARAM_IOREQ_SERVER_PFN,
         "HVM_PARAM_VM86_TSS_SIZED" = HVM_PARAM_VM86_TSS_SIZED,
+        "HVMOP_altp2m" = HVMOP_altp2m,
+        "HVMOP_ALTP2M_INTERFACE_VERSION" = HVMOP_ALTP2M_INTERFACE_VERSION,
+        "HVMOP_altp2m_get_domain_state" = HVMOP_altp2m_get_domain_state,
         "HVMMEM_ram_rw" = HVMMEM_ram_rw,
         "HVMMEM_ram_ro" = HVMMEM_ram_ro,
         "HVMMEM_mmio_dm" = HVMMEM_mmio_dm,
         "HVMMEM_ioreq_server" = HVMMEM_ioreq_server,
         "XEN_DMOP_modified_memory" = XEN_DMOP_modified_memory,
         "XEN_DMOP_set_mem_type" = XEN_DMOP_set_mem_type,
-        "XEN_DOMCTL_getdomaininfo" = XEN_DOMCTL_getdomaininfo,
         "sizeof(((struct xencons_interface *)0)->in)" = XENCONS_IN_BYTES,
         "sizeof(((struct xencons_interface *)0)->out)" = XENCONS_OUT_BYTES,
         "XENSTORE_RING_SIZE" = XENSTORE_RING_SIZE,
@@ -147,12 +173,23 @@ fn start(rows: &mut Vec<Row>) {
 
 fn hypercalls(rows: &mut Vec<Row>) {
     layout!(rows, "struct mmu_update" = MmuUpdate { "ptr" = ptr, "val" = val });
+    layout!(rows, "struct multicall_entry" = MulticallEntry { "op" = op, "result" = result, "args" = args });
+    layout!(rows, "struct xen_pod_target" = PodTarget {
+        "target_pages" = target_pages, "tot_pages" = tot_pages, "pod_cache_pages" = pod_cache_pages,
+        "pod_entries" = pod_entries, "domid" = domid,
+    });
     layout!(rows, "struct mmuext_op" = MmuextOp { "cmd" = cmd, "arg1.mfn" = arg1, "arg2.src_mfn" = arg2 });
     layout!(rows, "struct xen_memory_reservation" = MemoryReservation { "extent_start" = extent_start, "nr_extents" = nr_extents, "extent_order" = extent_order, "mem_flags" = mem_flags, "domid" = domid });
     layout!(rows, "struct xen_add_to_physmap" = AddToPhysmap { "domid" = domid, "size" = size, "space" = space, "idx" = idx, "gpfn" = gpfn });
     layout!(rows, "struct xen_remove_from_physmap" = RemoveFromPhysmap { "domid" = domid, "gpfn" = gpfn });
     layout!(rows, "struct xen_mem_acquire_resource" = MemAcquireResource { "domid" = domid, "type" = type_, "id" = id, "nr_frames" = nr_frames, "frame" = frame, "frame_list" = frame_list });
     layout!(rows, "struct xen_machphys_mapping" = MachphysMapping { "v_start" = v_start, "v_end" = v_end, "max_mfn" = max_mfn });
+    layout!(rows, "struct xen_memory_exchange" = MemoryExchange { "in" = in_, "out" = out, "nr_exchanged" = nr_exchanged });
+    layout!(rows, "struct xen_machphys_mfn_list" = MachphysMfnList {
+        "max_extents" = max_extents, "extent_start" = extent_start, "nr_extents" = nr_extents
+    });
+    layout!(rows, "struct xen_memory_map" = MemoryMap { "nr_entries" = nr_entries, "buffer" = buffer });
+    layout!(rows, "struct gnttab_get_version" = GnttabGetVersion { "dom" = dom, "pad" = pad, "version" = version });
     layout!(rows, "struct evtchn_alloc_unbound" = EvtchnAllocUnbound { "dom" = dom, "remote_dom" = remote_dom, "port" = port });
     layout!(rows, "struct evtchn_bind_interdomain" = EvtchnBindInterdomain { "remote_dom" = remote_dom, "remote_port" = remote_port, "local_port" = local_port });
     layout!(rows, "struct gnttab_setup_table" = GnttabSetupTable { "dom" = dom, "nr_frames" = nr_frames, "status" = status, "frame_list" = frame_list });
@@ -167,12 +204,14 @@ fn hypercalls(rows: &mut Vec<Row>) {
 fn hvm(rows: &mut Vec<Row>) {
     layout!(rows, "struct xen_hvm_param" = HvmParam { "domid" = domid, "pad" = pad, "index" = index, "value" = value });
     layout!(rows, "struct xen_hvm_get_mem_type" = HvmGetMemType { "domid" = domid, "mem_type" = mem_type, "pfn" = pfn });
+    layout!(rows, "struct xen_hvm_altp2m_op" = HvmAltp2mOp {
+        "version" = version, "cmd" = cmd, "domain" = domain, "u" = u, "u.domain_state.state" = u,
+    });
     layout!(rows, "struct xen_dm_op_buf" = DmOpBuf { "h" = h, "size" = size });
     layout!(rows, "struct xen_dm_op_modified_memory_extent" = DmOpModifiedMemoryExtent { "nr" = nr, "first_pfn" = first_pfn });
     // The operations of a union, each in a structure of its own here: their fields, not the union's size.
     constants!(
         rows,
-        "sizeof(((struct xen_domctl *)0)->u)" = size_of::<DomctlGetdomaininfo>(),
         "offsetof(struct xen_dm_op, op)" = offset_of!(DmOpModifiedMemory, op),
         "offsetof(struct xen_dm_op, u.modified_memory.nr_extents)" =
             offset_of!(DmOpModifiedMemory, nr_extents),
@@ -182,18 +221,6 @@ fn hvm(rows: &mut Vec<Row>) {
         "offsetof(struct xen_dm_op, u.set_mem_type.mem_type)" = offset_of!(DmOpSetMemType, mem_type),
         "offsetof(struct xen_dm_op, u.set_mem_type.first_pfn)" = offset_of!(DmOpSetMemType, first_pfn),
     );
-    layout!(rows, "struct xen_domctl" = Domctl {
-        "cmd" = cmd, "interface_version" = interface_version, "domain" = domain, "u" = getdomaininfo,
-        "u.getdomaininfo.domain" = getdomaininfo.domain,
-        "u.getdomaininfo.flags" = getdomaininfo.flags,
-        "u.getdomaininfo.tot_pages" = getdomaininfo.tot_pages,
-        "u.getdomaininfo.max_pages" = getdomaininfo.max_pages,
-        "u.getdomaininfo.outstanding_pages" = getdomaininfo.outstanding_pages,
-        "u.getdomaininfo.shr_pages" = getdomaininfo.shr_pages,
-        "u.getdomaininfo.paged_pages" = getdomaininfo.paged_pages,
-        "u.getdomaininfo.shared_info_frame" = getdomaininfo.shared_info_frame,
-        "u.getdomaininfo.cpu_time" = getdomaininfo.cpu_time,
-    });
 }
 
 /// Xenstore's ring and the device states, which their own modules state.

@@ -13,6 +13,7 @@ use std::process::Command;
 use std::string::String;
 use std::vec::Vec;
 
+mod control;
 mod core;
 mod errno;
 mod net;
@@ -56,6 +57,8 @@ const PROLOGUE: &str = r#"
 #include <xen/grant_table.h>
 #include <xen/memory.h>
 #include <xen/sched.h>
+#include <xen/sysctl.h>
+#include <xen/foreign/x86_32.h>
 #include <xen/vcpu.h>
 #include <xen/version.h>
 #include <xen/hvm/hvm_op.h>
@@ -71,7 +74,8 @@ const PROLOGUE: &str = r#"
 
 #[test]
 fn rust_and_xens_own_headers_agree() {
-    let rows: Vec<Row> = [core::rows(), errno::rows(), net::rows(), ring::rows(), vchan::rows()].concat();
+    let rows: Vec<Row> =
+        [core::rows(), control::rows(), errno::rows(), net::rows(), ring::rows(), vchan::rows()].concat();
     let values = values_in_c(&rows);
     assert_eq!(values.len(), rows.len(), "the C program printed too few values");
     let mut wrong = String::new();
@@ -89,7 +93,7 @@ fn values_in_c(rows: &[Row]) -> Vec<u64> {
         PathBuf::from("/usr/include/xen/xen.h").exists(),
         "Xen's headers are missing: install libxen-dev"
     );
-    let dir = std::env::temp_dir().join(format!("xen-abi-{}", std::process::id()));
+    let dir = std::env::temp_dir().join(format!("xen-abi-{}-{}", std::process::id(), rows.len()));
     std::fs::create_dir_all(&dir).expect("a folder for the C program");
     let (source, binary) = (dir.join("abi.c"), dir.join("abi"));
     std::fs::write(&source, program(rows)).expect("the C program is written");

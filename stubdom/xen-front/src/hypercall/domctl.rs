@@ -10,11 +10,8 @@ use xen_abi::abi::*;
 use xen_abi::errno::Errno;
 use xen_abi::types::Gfn;
 
-/// Interface versions with the same layout of what is read here: Xen 4.17 to 4.22.
-const VERSIONS: core::ops::RangeInclusive<u32> = 0x15..=0x18;
-
 /// The version that Xen took last: a domctl with another one fails with `EACCES`.
-static VERSION: AtomicU32 = AtomicU32::new(*VERSIONS.start());
+static VERSION: AtomicU32 = AtomicU32::new(*XEN_DOMCTL_INTERFACE_VERSIONS.start());
 
 /// What Xen says about a domain (`XEN_DOMCTL_getdomaininfo`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +30,7 @@ pub struct DomainInfo {
 pub fn getdomaininfo(target: Target) -> Result<DomainInfo, Errno> {
     let last = VERSION.load(Relaxed);
     let mut result = ask(target, last);
-    for version in VERSIONS {
+    for version in XEN_DOMCTL_INTERFACE_VERSIONS {
         if result != Err(Errno::EACCES) {
             break;
         }
@@ -44,11 +41,12 @@ pub fn getdomaininfo(target: Target) -> Result<DomainInfo, Errno> {
 }
 
 fn ask(target: Target, interface_version: u32) -> Result<DomainInfo, Errno> {
-    let domain = target.domid().raw();
-    let mut arg = Domctl { cmd: XEN_DOMCTL_getdomaininfo, interface_version, domain, ..Domctl::default() };
+    let mut arg =
+        Domctl::new(XEN_DOMCTL_getdomaininfo, target.domid().raw(), &DomctlGetdomaininfo::default());
+    arg.interface_version = interface_version;
     // SAFETY: Xen reads and writes `arg`, which is as large as `struct xen_domctl` and takes any bits.
     unsafe { call(Hypercall::Other, __HYPERVISOR_domctl, [address_mut(&mut arg), 0, 0, 0, 0])? };
-    let info = arg.getdomaininfo;
+    let info: DomctlGetdomaininfo = arg.op();
     Ok(DomainInfo {
         flags: info.flags,
         tot_pages: info.tot_pages,
