@@ -10,7 +10,7 @@ pub(crate) use error::ControlError;
 
 use crate::byte_lock::{ByteLock, Kind};
 use crate::ffi::sys::Polled;
-use crate::ffi::vchan::Vchan;
+use crate::ffi::vchan::{Nonsense, Vchan};
 use crate::host::Host;
 use crate::interrupt::Interrupt;
 use crate::wait::{Expired, Wait};
@@ -39,9 +39,9 @@ pub(crate) trait Line {
     /// Whether the other end is still there.
     fn is_open(&self) -> bool;
     /// Copies what is there into `out`; 0 when there is nothing.
-    fn read(&self, out: &mut [u8]) -> usize;
+    fn read(&mut self, out: &mut [u8]) -> Result<usize, Nonsense>;
     /// Sends as much of `bytes` as fits; 0 when there is no room.
-    fn write(&self, bytes: &[u8]) -> usize;
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Nonsense>;
 }
 
 /// A stub's vchan, which has one client.
@@ -52,22 +52,22 @@ struct Client {
 
 impl Line for Client {
     fn fd(&self) -> BorrowedFd<'_> {
-        self.vchan.fd()
+        self.vchan.connection().fd()
     }
 
     fn acknowledge(&self) {
-        self.vchan.acknowledge();
+        self.vchan.connection().acknowledge();
     }
 
     fn is_open(&self) -> bool {
-        self.vchan.is_open()
+        self.vchan.connection().is_open()
     }
 
-    fn read(&self, out: &mut [u8]) -> usize {
+    fn read(&mut self, out: &mut [u8]) -> Result<usize, Nonsense> {
         self.vchan.read(out)
     }
 
-    fn write(&self, bytes: &[u8]) -> usize {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Nonsense> {
         self.vchan.write(bytes)
     }
 }
@@ -162,7 +162,7 @@ impl<'a> ControlChannel<'a> {
             offered => offered?,
         }
         let lock = lock(stub)?;
-        let vchan = Vchan::connect(stub, &path).map_err(ControlError::Connect)?;
+        let vchan = Vchan::connect(&host.store, stub, &path).map_err(ControlError::Connect)?;
         let line = Box::new(Client { vchan, _lock: lock });
         let mut channel =
             Self::over(line, &host.interrupt, Box::new(move || check_alive(host, stub)), patience);
@@ -194,7 +194,7 @@ impl<'a> ControlChannel<'a> {
         let wait = Wait::new(self.interrupt, ROOM, HEARTBEAT);
         self.messages.command();
         loop {
-            let nr = self.line.write(bytes);
+            let nr = self.line.write(bytes)?;
             bytes = bytes.get(nr..).unwrap_or_default();
             if bytes.is_empty() {
                 return Ok(());
@@ -273,7 +273,7 @@ impl<'a> ControlChannel<'a> {
         &mut self,
         take: &mut impl FnMut(FromStub<'_>) -> T,
     ) -> Result<Next<T>, ControlError> {
-        self.receive();
+        self.receive()?;
         let taken = match self.deframer.message()? {
             None if self.line.is_open() => return Ok(Next::Nothing),
             None => return Err(ControlError::Closed),
@@ -305,11 +305,11 @@ impl<'a> ControlChannel<'a> {
     }
 
     /// Moves what the line holds into the deframer.
-    fn receive(&mut self) {
+    fn receive(&mut self) -> Result<(), Nonsense> {
         loop {
-            let nr = self.line.read(self.deframer.spare());
+            let nr = self.line.read(self.deframer.spare())?;
             if nr == 0 {
-                break;
+                return Ok(());
             }
             self.deframer.advance(nr);
         }

@@ -245,18 +245,23 @@ pub(crate) struct Request {
     pub(crate) libxl: Libxl,
 }
 
+/// Opens dom0's handles; `None` on a Xen that this program is not made for, whose guests the packaged helper serves.
+fn open_host() -> Result<Option<Host>, Error> {
+    match Host::open(Interrupt::of_helper()?) {
+        Err(Error::Interface(unknown)) => {
+            log::warn!("{unknown}: the packaged helper serves this guest");
+            Ok(None)
+        }
+        host => host.map(Some),
+    }
+}
+
 /// Decides whether a stub serves this restore; `None`: the packaged helper does.
 fn served(arguments: RestoreArguments) -> Result<Option<Request>, Error> {
     if !Path::new(DIRECTORY).is_dir() {
         return Ok(None);
     }
-    let host = match Host::open(Interrupt::of_helper()?) {
-        Err(Error::Interface(unknown)) => {
-            log::warn!("{unknown}: the packaged helper restores this guest");
-            return Ok(None);
-        }
-        host => host?,
-    };
+    let Some(host) = open_host()? else { return Ok(None) };
     let target = arguments.target;
     let no_guest = || PairError::NoGuest(target.to_string());
     let info = host.xen.domain_info(target)?.ok_or_else(no_guest)?;
@@ -331,7 +336,7 @@ fn served_save(arguments: SaveArguments) -> Result<Option<SaveRequest>, Error> {
     if !arguments.is_plain() || !Path::new(DIRECTORY).is_dir() {
         return Ok(None);
     }
-    let host = Host::open(Interrupt::of_helper()?)?;
+    let Some(host) = open_host()? else { return Ok(None) };
     let domid = arguments.guest;
     let no_guest = || PairError::NoGuest(domid.to_string());
     let info = host.xen.domain_info(domid)?.ok_or_else(no_guest)?;

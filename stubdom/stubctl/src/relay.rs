@@ -11,6 +11,7 @@ pub(crate) mod ring;
 pub(crate) mod tcp;
 
 use crate::ffi::sys::{self, Polled};
+use crate::ffi::vchan::ConnectError;
 use crate::framing::{Framing, Place, STREAM_HEADER_BYTES, Want};
 use migration::stream::RecordType;
 use std::fmt;
@@ -36,8 +37,10 @@ pub(crate) enum RelayError {
         /// The stub's address.
         address: Ipv6Addr,
     },
-    /// The stub's ring cannot be had; positive errno.
-    Ring(i32),
+    /// The stub's ring cannot be had.
+    Ring(ConnectError),
+    /// The token does not fit into the ring, or the server's index makes no sense.
+    Token(ErrorKind),
     /// The stream ended before its END record.
     Ended(Place),
     /// The stream cannot be read.
@@ -76,9 +79,8 @@ impl fmt::Display for RelayError {
                  the relay's bridge",
                 control::STREAM_PORT
             ),
-            Self::Ring(errno) => {
-                write!(f, "cannot open the stub's ring: {}", io::Error::from_raw_os_error(*errno))
-            }
+            Self::Ring(error) => write!(f, "cannot open the stub's ring: {error}"),
+            Self::Token(kind) => write!(f, "cannot write the token into the stub's ring: {kind}"),
             Self::Ended(place) => {
                 write!(
                     f,

@@ -117,7 +117,7 @@ fn open_way(
 ) -> Result<Way, Error> {
     let Request { host, conf, .. } = request;
     match stub.stream_address(conf)? {
-        None => Ok(Way::Ring(Ring::connect(stub.domid, &order.token)?)),
+        None => Ok(Way::Ring(Ring::connect(&host.store, stub.domid, &order.token)?)),
         Some(address) => {
             stub.keep_port()?;
             let door = Door {

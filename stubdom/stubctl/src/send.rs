@@ -16,11 +16,12 @@ pub(crate) use outlet::OutletError;
 use crate::control_channel::{ControlChannel, ControlError, HEARTBEAT, MESSAGES_PER_TURN, Next};
 use crate::error::Error;
 use crate::ffi::sys::{self, Polled};
-use crate::ffi::vchan::{OutRing, Vchan};
+use crate::ffi::vchan::{Connection, OutRing, Vchan};
 use crate::ffi::xenctrl::XenError;
 use crate::helper::SaveRequest;
 use crate::libxl::Callback;
 use crate::pair::{self, Paired};
+use crate::relay::RelayError;
 use control::send::{Ask, Send, Sent};
 use control::{FromStub, Phase, Progress, TOKEN_BYTES, ToStub};
 use dom0::{Bytes, Dom0};
@@ -108,7 +109,7 @@ struct Sending<'a> {
     inlet: OutRing,
     outlet: Outlet,
     /// What both rings belong to: dropped after them.
-    vchan: Vchan,
+    connection: Connection,
     dom0: Dom0<'a>,
     /// What the stub has not been given yet.
     answers: Bytes,
@@ -161,15 +162,16 @@ impl<'a> Sending<'a> {
         channel.send(&ToStub::Send(order))?;
         channel.wait("Listening", |message| matches!(message, FromStub::Listening).then_some(()))?;
         let path = format!("/local/domain/{}/{}", stub.raw(), control::send::PATH);
-        let vchan = Vchan::connect(stub, &path).map_err(std::io::Error::from_raw_os_error)?;
-        let outlet = Outlet::new(vchan.in_ring(), arguments.stream()?)?;
+        let vchan = Vchan::connect(&host.store, stub, &path).map_err(RelayError::Ring)?;
+        let (inlet, ring, connection) = vchan.into_parts();
+        let outlet = Outlet::new(ring, arguments.stream()?)?;
         let now = Instant::now();
         Ok(Self {
             request,
             channel,
-            inlet: vchan.out_ring(),
+            inlet,
             outlet,
-            vchan,
+            connection,
             dom0: Dom0::new(&host.xen, arguments.guest),
             answers: token.to_vec(),
             awaited: None,
@@ -190,7 +192,7 @@ impl<'a> Sending<'a> {
             self.feed()?;
             let nr_moved = self.outlet.pump()?;
             if self.outlet.take_wish() {
-                self.vchan.notify();
+                self.connection.notify();
             }
             if let Some(sent) = self.sent {
                 if self.outlet.is_done() {
@@ -207,7 +209,7 @@ impl<'a> Sending<'a> {
 
     /// Waits for the stub, the descriptor, libxl or an interrupt.
     fn wait(&mut self, has_more: bool) -> Result<(), Error> {
-        let (message, event) = (self.channel.readable(), Polled::readable(self.vchan.fd()));
+        let (message, event) = (self.channel.readable(), Polled::readable(self.connection.fd()));
         let answer = Polled::readable(sys::standard_input()).only_if(self.awaited.is_some());
         let room = self.outlet.writable();
         // Only a look, as long as there is more to move at once.
@@ -218,7 +220,7 @@ impl<'a> Sending<'a> {
             self.channel.acknowledge();
         }
         if event.is_ready() {
-            self.vchan.acknowledge();
+            self.connection.acknowledge();
         }
         if answer.is_ready() {
             self.hear_libxl()?;
@@ -316,10 +318,10 @@ impl<'a> Sending<'a> {
         if self.answers.is_empty() {
             return Ok(());
         }
-        let nr = self.inlet.write(&self.answers)?;
+        let nr = self.inlet.write(&self.answers).map_err(OutletError::from)?;
         self.answers.drain(..nr);
         if nr > 0 && self.inlet.take_wish() {
-            self.vchan.notify();
+            self.connection.notify();
         }
         if !self.answers.is_empty() {
             self.inlet.request_event();

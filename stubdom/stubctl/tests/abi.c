@@ -5,10 +5,10 @@
 #include <xenctrl.h>
 #include <xenguest.h>
 #include <xenstore.h>
-#include <libxenvchan.h>
 #include <xencall.h>
 #include <xenevtchn.h>
 #include <xenforeignmemory.h>
+#include <xengnttab.h>
 
 xencall_handle *xencall_open(struct xentoollog_logger *, unsigned);
 int xencall_close(xencall_handle *);
@@ -27,7 +27,14 @@ int xenevtchn_close(xenevtchn_handle *);
 int xenevtchn_fd(xenevtchn_handle *);
 xenevtchn_port_or_error_t xenevtchn_bind_interdomain(xenevtchn_handle *, uint32_t, evtchn_port_t);
 xenevtchn_port_or_error_t xenevtchn_pending(xenevtchn_handle *);
+int xenevtchn_notify(xenevtchn_handle *, evtchn_port_t);
 int xenevtchn_unmask(xenevtchn_handle *, evtchn_port_t);
+
+xengnttab_handle *xengnttab_open(struct xentoollog_logger *, unsigned);
+int xengnttab_close(xengnttab_handle *);
+void *xengnttab_map_grant_ref_notify(xengnttab_handle *, uint32_t, uint32_t, int, uint32_t, evtchn_port_t);
+void *xengnttab_map_domain_grant_refs(xengnttab_handle *, uint32_t, uint32_t, uint32_t *, int);
+int xengnttab_unmap(xengnttab_handle *, void *, uint32_t);
 
 struct xs_handle *xs_open(unsigned long);
 void xs_close(struct xs_handle *);
@@ -42,17 +49,6 @@ char **xs_check_watch(struct xs_handle *);
 int xs_fileno(struct xs_handle *);
 bool xs_resume_domain(struct xs_handle *, unsigned int);
 
-struct libxenvchan *libxenvchan_client_init(struct xentoollog_logger *, int, const char *);
-void libxenvchan_close(struct libxenvchan *);
-int libxenvchan_read(struct libxenvchan *, void *, size_t);
-int libxenvchan_write(struct libxenvchan *, const void *, size_t);
-int libxenvchan_wait(struct libxenvchan *);
-int libxenvchan_fd_for_select(struct libxenvchan *);
-int libxenvchan_is_open(struct libxenvchan *);
-int libxenvchan_data_ready(struct libxenvchan *);
-int libxenvchan_buffer_space(struct libxenvchan *);
-int xenevtchn_notify(xenevtchn_handle *, evtchn_port_t);
-
 #define CHECK(what) _Static_assert(what, #what)
 
 CHECK(E820_RAM == 1 && sizeof(struct e820entry) == 20 && offsetof(struct e820entry, type) == 16);
@@ -60,11 +56,4 @@ CHECK(sizeof(struct xs_permissions) == 8 && offsetof(struct xs_permissions, perm
 CHECK(XS_PERM_NONE == 0 && XS_PERM_READ == 1 && XBT_NULL == 0);
 CHECK(sizeof(xs_transaction_t) == 4 && sizeof(xen_pfn_t) == 8);
 CHECK(XGR_SDD_MISSING_CPUID == 1 && XGR_SDD_MISSING_MSR == 2);
-CHECK(sizeof(struct libxenvchan_ring) == 24 && offsetof(struct libxenvchan_ring, buffer) == 8);
-CHECK(offsetof(struct libxenvchan_ring, order) == 16);
-CHECK(sizeof(struct libxenvchan) == 88 && offsetof(struct libxenvchan, ring) == 8);
-CHECK(offsetof(struct libxenvchan, event) == 16 && offsetof(struct libxenvchan, event_port) == 24);
-CHECK(offsetof(struct libxenvchan, read) == 32 && offsetof(struct libxenvchan, write) == 56);
-CHECK(offsetof(struct vchan_interface, left.prod) == 4 && offsetof(struct vchan_interface, cli_live) == 20);
-CHECK(offsetof(struct vchan_interface, cli_notify) == 22 && offsetof(struct vchan_interface, srv_notify) == 23);
-CHECK(VCHAN_NOTIFY_WRITE == 1 && VCHAN_NOTIFY_READ == 2 && sizeof(evtchn_port_t) == 4);
+CHECK(sizeof(evtchn_port_t) == 4);

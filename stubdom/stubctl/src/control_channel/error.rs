@@ -1,6 +1,7 @@
 //! What ends a conversation with a stub.
 
 use crate::byte_lock::LockError;
+use crate::ffi::vchan::{ConnectError, Nonsense};
 use crate::ffi::xenctrl::{DomainInfo, XenError};
 use crate::ffi::xenstore::StoreError;
 use crate::interrupt::Stop;
@@ -83,8 +84,10 @@ pub(crate) enum ControlError {
         /// The target it has.
         got: Domid,
     },
-    /// libxenvchan cannot connect; positive errno.
-    Connect(i32),
+    /// It cannot be connected to.
+    Connect(ConnectError),
+    /// The stub's index in the shared page makes no sense.
+    Nonsense,
     /// Xenstore.
     Store(StoreError),
     /// The hypervisor.
@@ -137,10 +140,8 @@ impl fmt::Display for ControlError {
             Self::OtherTarget { expected, got } => {
                 write!(f, "the stub serves {got}, expected it to serve {expected}")
             }
-            Self::Connect(errno) => {
-                let reason = std::io::Error::from_raw_os_error(*errno);
-                write!(f, "cannot open the stub's control channel: {reason}")
-            }
+            Self::Connect(error) => write!(f, "cannot open the stub's control channel: {error}"),
+            Self::Nonsense => write!(f, "the stub's index in its control channel makes no sense"),
             Self::Store(error) => error.fmt(f),
             Self::Xen(error) => error.fmt(f),
             Self::Stop(stop) => stop.fmt(f),
@@ -159,6 +160,12 @@ impl From<Stop> for ControlError {
 impl From<LockError> for ControlError {
     fn from(error: LockError) -> Self {
         Self::Lock(error)
+    }
+}
+
+impl From<Nonsense> for ControlError {
+    fn from(Nonsense: Nonsense) -> Self {
+        Self::Nonsense
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub(crate) mod event;
 pub(crate) mod foreign;
+mod grants;
 pub(crate) mod hypercalls;
 pub(crate) mod marking;
 mod pages;

@@ -1,162 +1,184 @@
-//! libxenvchan, client side: a byte channel to another domain over shared pages.
+//! The client end of a vchan: a byte channel to another domain over shared pages
+//! (`xen/include/public/io/libxenvchan.h`).
 //!
-//! Declarations follow `libxenvchan.h`. The library leaves the handle's `blocking` bit uninitialised in a client. With that
-//! bit set a call waits for the server without end, and asking first how much can pass does not prevent that: the server
-//! owns the index that is asked. So the bit is cleared once.
-#![allow(unsafe_code, reason = "libxenvchan has a C interface")]
+//! **Takes** bytes. **Gives** bytes. **Never** waits, and believes nothing that it reads in the shared pages: what decides is
+//! copied out once and bounded, and this end's own indices are kept in private memory.
+//!
+//! "Left" is the client's writing direction, "right" the server's.
+#![allow(unsafe_code, reason = "shared memory")]
 
 mod in_ring;
 mod out_ring;
+mod shared;
 
 pub(crate) use in_ring::InRing;
 #[cfg(test)]
 pub(crate) use in_ring::tests as in_ring_tests;
+pub(crate) use out_ring::OutRing;
 #[cfg(test)]
 pub(crate) use out_ring::tests as out_ring_tests;
-pub(crate) use out_ring::{Nonsense, OutRing};
+pub(crate) use shared::Nonsense;
 
-use std::ffi::{CString, c_char, c_int, c_void};
+use super::event::EventChannel;
+use super::grants::Grants;
+use super::xenstore::Store;
+use shared::{CLI_LIVE, Shared};
+use std::fmt;
 use std::os::fd::BorrowedFd;
-use std::ptr::{self, NonNull};
-use xen_abi::types::Domid;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use xen_abi::types::{Domid, Gref, Port};
+use xen_abi::vchan::VCHAN_NOTIFY_WRITE;
 
-/// `struct libxenvchan_ring`.
-#[repr(C)]
-struct LibXenVchanRing {
-    shared: *mut out_ring::RingShared,
-    buffer: *mut u8,
-    order: c_int,
+/// A server cannot be connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ConnectError {
+    /// Xenstore does not say where the channel is; positive errno.
+    Store(i32),
+    /// Nobody offers a channel.
+    NoOffer,
+    /// Rings of 2^left and 2^right bytes; expected are [`shared::ORDERS`].
+    Order {
+        /// Of the ring that the client writes.
+        left: u16,
+        /// Of the ring that the server writes.
+        right: u16,
+    },
+    /// The event channel cannot be bound; positive errno.
+    Event(i32),
+    /// The pages cannot be mapped; positive errno.
+    Map(i32),
 }
 
-/// `blocking`, the third of the bits that `flags` holds.
-const BLOCKING: c_int = 1 << 2;
-
-/// `struct libxenvchan`.
-#[repr(C)]
-struct LibXenVchan {
-    gnttab: *mut c_void,
-    ring: *mut out_ring::VchanInterface,
-    event: *mut c_void,
-    event_port: u32,
-    flags: c_int,
-    read: LibXenVchanRing,
-    write: LibXenVchanRing,
-    xs_path: *mut c_char,
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reason = |errno: &i32| std::io::Error::from_raw_os_error(*errno);
+        match self {
+            Self::Store(errno) => write!(f, "xenstore: {}", reason(errno)),
+            Self::NoOffer => write!(f, "it offers none"),
+            Self::Order { left, right } => {
+                let (least, most) = (shared::ORDERS.start(), shared::ORDERS.end());
+                write!(f, "its rings have 2^{left} and 2^{right} bytes, expected 2^{least} to 2^{most}")
+            }
+            Self::Event(errno) => write!(f, "its event channel cannot be bound: {}", reason(errno)),
+            Self::Map(errno) => write!(f, "its pages cannot be mapped: {}", reason(errno)),
+        }
+    }
 }
 
-#[link(name = "xenvchan")]
-unsafe extern "C" {
-    fn libxenvchan_client_init(
-        logger: *mut c_void,
-        domain: c_int,
-        xs_path: *const c_char,
-    ) -> *mut LibXenVchan;
-    fn libxenvchan_close(ctrl: *mut LibXenVchan);
-    fn libxenvchan_read(ctrl: *mut LibXenVchan, data: *mut c_void, size: usize) -> c_int;
-    fn libxenvchan_write(ctrl: *mut LibXenVchan, data: *const c_void, size: usize) -> c_int;
-    fn libxenvchan_wait(ctrl: *mut LibXenVchan) -> c_int;
-    fn libxenvchan_fd_for_select(ctrl: *mut LibXenVchan) -> c_int;
-    fn libxenvchan_is_open(ctrl: *mut LibXenVchan) -> c_int;
-    fn libxenvchan_data_ready(ctrl: *mut LibXenVchan) -> c_int;
-    fn libxenvchan_buffer_space(ctrl: *mut LibXenVchan) -> c_int;
-}
+impl std::error::Error for ConnectError {}
 
-#[link(name = "xenevtchn")]
-unsafe extern "C" {
-    fn xenevtchn_notify(xce: *mut c_void, port: u32) -> c_int;
+/// The client end.
+pub(crate) struct Vchan {
+    out: OutRing,
+    incoming: InRing,
+    // After the rings: it lets go of the pages, and says so.
+    connection: Connection,
 }
-
-/// The client end of a vchan.
-pub(crate) struct Vchan(NonNull<LibXenVchan>);
 
 impl Vchan {
-    /// Connects to the server that `domid` announces below the absolute xenstore path; `Err` is a positive errno.
-    pub(crate) fn connect(domid: Domid, path: &str) -> Result<Self, i32> {
-        let path = CString::new(path).map_err(|_| libc::EINVAL)?;
-        // SAFETY: a null logger means standard error; the path is nul-terminated and outlives the call.
-        let handle = unsafe { libxenvchan_client_init(ptr::null_mut(), domid.raw().into(), path.as_ptr()) };
-        let handle = NonNull::new(handle).ok_or_else(super::last_errno)?;
-        // SAFETY: the library has allocated the structure, whose layout is that of its header (tests/abi.c), and nothing
-        // else uses it yet.
-        unsafe { (*handle.as_ptr()).flags &= !BLOCKING };
-        Ok(Self(handle))
+    /// Connects to the server that `domid` announces below the absolute xenstore path.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub(crate) fn connect(store: &Store, domid: Domid, path: &str) -> Result<Self, ConnectError> {
+        let number = |node: &str| {
+            let found = store.read_number::<u32>(&format!("{path}/{node}"));
+            found.map_err(|error| ConnectError::Store(error.errno))?.ok_or(ConnectError::NoOffer)
+        };
+        let (gref, port) = (Gref::new(number("ring-ref")?), Port::new(number("event-channel")?));
+        let event = EventChannel::bind(domid, port).map_err(ConnectError::Event)?;
+        let grants = Grants::open(domid).map_err(ConnectError::Map)?;
+        let page = grants.map_notify(gref, CLI_LIVE, event.port()).map_err(ConnectError::Map)?;
+        let shared = Shared::map(page, |grefs, is_writable| grants.map(grefs, is_writable))?;
+        Ok(Self::open(Rc::new(shared), event))
     }
 
-    /// Readable when the other end signalled; then call [`Vchan::acknowledge`].
+    fn open(shared: Rc<Shared>, event: EventChannel) -> Self {
+        let (out, incoming) = (OutRing::new(Rc::clone(&shared)), InRing::new(Rc::clone(&shared)));
+        shared.cli_live().store(1, Ordering::SeqCst);
+        shared.srv_notify().store(VCHAN_NOTIFY_WRITE, Ordering::SeqCst);
+        event.notify();
+        Self { out, incoming, connection: Connection { shared: Some(shared), event } }
+    }
+
+    /// Takes it apart: the ring that this end writes, the one that it reads, and the connection, to be dropped after them.
+    pub(crate) fn into_parts(self) -> (OutRing, InRing, Connection) {
+        (self.out, self.incoming, self.connection)
+    }
+
+    /// Its events, and whether the server is there.
+    pub(crate) const fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Copies what is there into `out`; 0 when there is nothing, and then an event comes when there is something.
+    ///
+    /// # Errors
+    /// The server's index makes no sense.
+    pub(crate) fn read(&mut self, out: &mut [u8]) -> Result<usize, Nonsense> {
+        let mut nr = self.incoming.read(out)?;
+        if nr == 0 {
+            self.incoming.request_event();
+            nr = self.incoming.read(out)?;
+        }
+        if nr > 0 && self.incoming.take_wish() {
+            self.connection.notify();
+        }
+        Ok(nr)
+    }
+
+    /// Sends as much of `bytes` as fits; when that is not all, an event comes when there is room.
+    ///
+    /// # Errors
+    /// The server's index makes no sense.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<usize, Nonsense> {
+        let mut nr = self.out.write(bytes)?;
+        if nr < bytes.len() {
+            self.out.request_event();
+            nr += self.out.write(&bytes[nr..])?;
+        }
+        if nr > 0 && self.out.take_wish() {
+            self.connection.notify();
+        }
+        Ok(nr)
+    }
+}
+
+/// A vchan without its bytes: events both ways. Dropped, it tells the server that the client has let go.
+pub(crate) struct Connection {
+    /// `None` only while it is dropped.
+    shared: Option<Rc<Shared>>,
+    event: EventChannel,
+}
+
+impl Connection {
+    /// Readable when the server signalled; then call [`Connection::acknowledge`].
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the handle is open.
-        let fd = unsafe { libxenvchan_fd_for_select(self.0.as_ptr()) };
-        // SAFETY: the descriptor belongs to the handle and stays open as long as `self` is borrowed.
-        unsafe { BorrowedFd::borrow_raw(fd) }
+        self.event.fd()
     }
 
-    /// Takes the pending signal away; blocks unless [`Vchan::fd`] is readable.
+    /// Takes the pending signal away.
     pub(crate) fn acknowledge(&self) {
-        // SAFETY: the handle is open. A failure shows as a closed channel at the next read.
-        unsafe { libxenvchan_wait(self.0.as_ptr()) };
+        self.event.acknowledge();
     }
 
-    /// The ring that this end writes, to be filled in place; call it once.
-    pub(crate) fn out_ring(&self) -> OutRing {
-        // SAFETY: the handle is open, and `LibXenVchan` has the layout of its header (tests/abi.c).
-        let LibXenVchan { ring, write, .. } = unsafe { self.0.as_ref() };
-        // SAFETY: libxenvchan has mapped the interface page and the ring of 2^order bytes, and unmaps them only when
-        // `self` is dropped; whoever holds the ring holds `self` too (`ring::Ring`).
-        unsafe { OutRing::new(*ring, write.buffer, 1 << write.order) }
-    }
-
-    /// The ring that this end reads, to be emptied in place; call it once.
-    pub(crate) fn in_ring(&self) -> InRing {
-        // SAFETY: the handle is open, and `LibXenVchan` has the layout of its header (tests/abi.c).
-        let LibXenVchan { ring, read, .. } = unsafe { self.0.as_ref() };
-        // SAFETY: as in `out_ring`; whoever holds the ring holds `self` too (`outlet::Outlet`).
-        unsafe { InRing::new(*ring, read.buffer, 1 << read.order) }
-    }
-
-    /// Sends the other end an event.
+    /// Sends the server an event.
     pub(crate) fn notify(&self) {
-        // SAFETY: the handle is open, and `LibXenVchan` has the layout of its header (tests/abi.c).
-        let LibXenVchan { event, event_port, .. } = unsafe { self.0.as_ref() };
-        // SAFETY: the event channel's handle is open as long as the vchan. A failure shows as a stub that is silent.
-        unsafe { xenevtchn_notify(*event, *event_port) };
+        self.event.notify();
     }
 
     /// Whether the server is still there.
     pub(crate) fn is_open(&self) -> bool {
-        // SAFETY: the handle is open.
-        unsafe { libxenvchan_is_open(self.0.as_ptr()) == 1 }
-    }
-
-    /// Copies what is there into `out`, without waiting; 0 when there is nothing.
-    pub(crate) fn read(&self, out: &mut [u8]) -> usize {
-        // SAFETY: the handle is open.
-        let ready = unsafe { libxenvchan_data_ready(self.0.as_ptr()) };
-        let len = usize::try_from(ready).unwrap_or(0).min(out.len());
-        if len == 0 {
-            return 0;
-        }
-        // SAFETY: the handle is open and `out` has at least `len` bytes; the call does not wait.
-        let nr = unsafe { libxenvchan_read(self.0.as_ptr(), out.as_mut_ptr().cast(), len) };
-        usize::try_from(nr).unwrap_or(0)
-    }
-
-    /// Sends as much of `bytes` as fits, without waiting; 0 when there is no room.
-    pub(crate) fn write(&self, bytes: &[u8]) -> usize {
-        // SAFETY: the handle is open.
-        let space = unsafe { libxenvchan_buffer_space(self.0.as_ptr()) };
-        let len = usize::try_from(space).unwrap_or(0).min(bytes.len());
-        if len == 0 {
-            return 0;
-        }
-        // SAFETY: the handle is open and `bytes` has at least `len` bytes; the call does not wait.
-        let nr = unsafe { libxenvchan_write(self.0.as_ptr(), bytes.as_ptr().cast(), len) };
-        usize::try_from(nr).unwrap_or(0)
+        self.shared.as_ref().is_some_and(|shared| shared.srv_live().load(Ordering::SeqCst) == 1)
     }
 }
 
-impl Drop for Vchan {
+impl Drop for Connection {
     fn drop(&mut self) {
-        // SAFETY: the handle is open and nothing uses it after this.
-        unsafe { libxenvchan_close(self.0.as_ptr()) };
+        if let Some(shared) = self.shared.take() {
+            shared.cli_live().store(0, Ordering::SeqCst);
+        }
+        self.event.notify();
     }
 }

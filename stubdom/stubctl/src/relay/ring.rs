@@ -6,7 +6,8 @@
 
 use super::RelayError;
 use crate::ffi::sys::Polled;
-use crate::ffi::vchan::{Nonsense, OutRing, Vchan};
+use crate::ffi::vchan::{Connection, OutRing, Vchan};
+use crate::ffi::xenstore::Store;
 use std::io::{self, ErrorKind};
 use std::os::fd::BorrowedFd;
 use xen_abi::types::Domid;
@@ -27,7 +28,7 @@ pub(super) trait Line {
     fn is_open(&self) -> bool;
 }
 
-impl Line for Vchan {
+impl Line for Connection {
     fn fd(&self) -> BorrowedFd<'_> {
         self.fd()
     }
@@ -57,12 +58,16 @@ impl Ring {
     /// Connects to the stub and opens the stream with its token.
     ///
     /// # Errors
-    /// [`RelayError::Ring`].
-    pub(crate) fn connect(stub: Domid, token: &[u8; control::TOKEN_BYTES]) -> Result<Self, RelayError> {
+    /// [`RelayError::Ring`], [`RelayError::Token`].
+    pub(crate) fn connect(
+        store: &Store,
+        stub: Domid,
+        token: &[u8; control::TOKEN_BYTES],
+    ) -> Result<Self, RelayError> {
         let path = format!("/local/domain/{}/{}", stub.raw(), control::STREAM_VCHAN_PATH);
-        let vchan = Vchan::connect(stub, &path).map_err(RelayError::Ring)?;
-        let mut ring = Self::over(vchan.out_ring(), Box::new(vchan));
-        ring.put(token).map_err(|error| RelayError::Ring(error.raw_os_error().unwrap_or(libc::EIO)))?;
+        let (out, _, line) = Vchan::connect(store, stub, &path).map_err(RelayError::Ring)?.into_parts();
+        let mut ring = Self::over(out, Box::new(line));
+        ring.put(token).map_err(|error| RelayError::Token(error.kind()))?;
         Ok(ring)
     }
 
@@ -117,9 +122,7 @@ impl Ring {
     /// The stub has closed the ring, or writes nonsense into it.
     pub(super) fn acknowledge(&mut self) -> io::Result<()> {
         self.line.acknowledge();
-        if self.out.nr_waiting() == Err(Nonsense) {
-            return Err(ErrorKind::InvalidData.into());
-        }
+        self.out.nr_waiting()?;
         if self.line.is_open() { Ok(()) } else { Err(ErrorKind::BrokenPipe.into()) }
     }
 

@@ -3,44 +3,34 @@
 //!
 //! **Takes** a descriptor to write to, or a private buffer. **Gives** how many bytes went there, and whether the server wants
 //! an event. **Never** decides anything by what is in the ring, which the server may change at any time; believes no index
-//! of the server: one that is further from ours than the ring is long is [`Nonsense`].
-//!
-//! Layout: `xen/include/public/io/libxenvchan.h`.
+//! of the server: the consumer's is kept here, a producer's that is further from it than the ring is long is
+//! [`Nonsense`].
 
-use super::out_ring::{Nonsense, VCHAN_NOTIFY_READ, VCHAN_NOTIFY_WRITE, VchanInterface};
+use super::shared::{Nonsense, RIGHT, Shared};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::ptr::{self, NonNull};
+use std::ptr;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
+use xen_abi::vchan::{VCHAN_NOTIFY_READ, VCHAN_NOTIFY_WRITE};
 
 /// The reading end of a client's ring.
 pub(crate) struct InRing {
-    interface: NonNull<VchanInterface>,
-    buffer: NonNull<u8>,
-    nr_bytes: u32,
+    shared: Rc<Shared>,
     /// Runs freely through all of u32; the position is its remainder.
     cons: u32,
 }
 
 impl InRing {
-    /// Takes the two mappings, of a ring that nobody has read yet.
-    ///
-    /// # Safety
-    /// While the value lives, `interface` is a mapped, writable page that starts with a `struct vchan_interface`, and
-    /// `buffer` is mapped, readable and shared for `nr_bytes`, a power of two; no Rust reference to the buffer exists.
-    pub(super) unsafe fn new(interface: *mut VchanInterface, buffer: *mut u8, nr_bytes: u32) -> Self {
-        // PANIC: libxenvchan gives no handle without both mappings.
-        let mapped = "a vchan without its mappings";
-        let (interface, buffer) =
-            (NonNull::new(interface).expect(mapped), NonNull::new(buffer).expect(mapped));
-        let mut ring = Self { interface, buffer, nr_bytes, cons: 0 };
-        ring.cons = ring.shared().right.cons.load(Ordering::Relaxed);
-        ring
+    /// Takes the pages, of a ring that nobody has read yet.
+    pub(super) fn new(shared: Rc<Shared>) -> Self {
+        let cons = shared.cons(RIGHT).load(Ordering::Relaxed);
+        Self { shared, cons }
     }
 
     /// Its length in bytes.
     pub(crate) fn len(&self) -> usize {
-        self.nr_bytes as usize
+        self.shared.right.len() as usize
     }
 
     /// How many bytes the server has written that were not taken yet.
@@ -48,14 +38,14 @@ impl InRing {
     /// # Errors
     /// Its index makes no sense.
     pub(crate) fn nr_ready(&self) -> Result<usize, Nonsense> {
-        // The bytes are looked at after the index that covers them.
-        let nr_ready = self.shared().right.prod.load(Ordering::Acquire).wrapping_sub(self.cons);
-        if nr_ready <= self.nr_bytes { Ok(nr_ready as usize) } else { Err(Nonsense) }
+        // The bytes are read after the index that covers them.
+        let nr_ready = self.shared.prod(RIGHT).load(Ordering::Acquire).wrapping_sub(self.cons);
+        if nr_ready <= self.shared.right.len() { Ok(nr_ready as usize) } else { Err(Nonsense) }
     }
 
     /// Asks for an event when the server has written; look at [`InRing::nr_ready`] again afterwards.
     pub(crate) fn request_event(&self) {
-        self.shared().srv_notify.fetch_or(VCHAN_NOTIFY_WRITE, Ordering::SeqCst);
+        self.shared.srv_notify().fetch_or(VCHAN_NOTIFY_WRITE, Ordering::SeqCst);
     }
 
     /// Moves what is there into `out`, as far as it goes; gives how many bytes.
@@ -63,17 +53,17 @@ impl InRing {
     /// # Errors
     /// The server's index makes no sense.
     pub(crate) fn read(&mut self, out: &mut [u8]) -> Result<usize, Nonsense> {
-        let mut nr_done = 0;
-        for piece in self.ready(out.len())? {
-            // SAFETY: the piece lies in the buffer, which is mapped (`new`); what is left of `out` is private memory and at
-            // least as long, since the pieces together are no longer than `out`.
-            unsafe {
-                ptr::copy_nonoverlapping(piece.iov_base.cast(), out[nr_done..].as_mut_ptr(), piece.iov_len);
-            }
-            nr_done += piece.iov_len;
+        let (mut rest, mut nr) = (out, 0);
+        for piece in self.ready(rest.len())? {
+            let (now, later) = rest.split_at_mut(piece.iov_len);
+            // SAFETY: the piece lies in the ring, which is mapped as long as `shared` lives; `now` is private memory as long
+            // as the piece.
+            unsafe { ptr::copy_nonoverlapping(piece.iov_base.cast(), now.as_mut_ptr(), now.len()) };
+            nr += now.len();
+            rest = later;
         }
-        self.publish(nr_done);
-        Ok(nr_done)
+        self.publish(nr);
+        Ok(nr)
     }
 
     /// Writes at most `len` bytes to a descriptor, from what is there; gives how many.
@@ -81,9 +71,9 @@ impl InRing {
     /// # Errors
     /// The descriptor's; `InvalidData` when the server's index makes no sense.
     pub(crate) fn write_to(&mut self, to: BorrowedFd<'_>, len: usize) -> io::Result<usize> {
-        let pieces = self.ready(len).map_err(|Nonsense| io::ErrorKind::InvalidData)?;
-        // SAFETY: the descriptor is borrowed and so open; both pieces lie in the buffer, which is mapped and which no
-        // reference points into (`new`).
+        let pieces = self.ready(len)?;
+        // SAFETY: the descriptor is borrowed and so open; both pieces lie in the ring, which is mapped as long as `shared`
+        // lives and which no reference points into.
         let nr = unsafe { libc::writev(to.as_raw_fd(), pieces.as_ptr(), 2) };
         let nr = usize::try_from(nr).map_err(|_| io::Error::last_os_error())?;
         self.publish(nr);
@@ -92,88 +82,51 @@ impl InRing {
 
     /// Tells whether the server asked for an event about what was read, and takes its wish off the page.
     pub(crate) fn take_wish(&self) -> bool {
-        self.shared().cli_notify.fetch_and(!VCHAN_NOTIFY_READ, Ordering::SeqCst) & VCHAN_NOTIFY_READ != 0
+        let wishes = self.shared.cli_notify().fetch_and(!VCHAN_NOTIFY_READ, Ordering::SeqCst);
+        wishes & VCHAN_NOTIFY_READ != 0
     }
 
-    /// Where at most `len` bytes are that are there: up to the end of the ring, and from its start.
+    /// Where at most `len` bytes are that are there.
     fn ready(&self, len: usize) -> Result<[libc::iovec; 2], Nonsense> {
-        let len = len.min(self.nr_ready()?);
-        let position = self.cons as usize & (self.len() - 1);
-        let first = len.min(self.len() - position);
-        let piece = |offset: usize, iov_len| {
-            // SAFETY: the offset is less than the buffer's length.
-            let base = unsafe { self.buffer.add(offset) };
-            libc::iovec { iov_base: base.as_ptr().cast(), iov_len }
-        };
-        Ok([piece(position, first), piece(0, len - first)])
+        Ok(self.shared.right.pieces(self.cons, len.min(self.nr_ready()?)))
     }
 
     fn publish(&mut self, nr_bytes: usize) {
         // PANIC: never; no more was read than is there, which is a u32.
         self.cons = self.cons.wrapping_add(u32::try_from(nr_bytes).expect("more than the ring"));
         // The bytes are read before the server may overwrite them.
-        self.shared().right.cons.store(self.cons, Ordering::Release);
-    }
-
-    fn shared(&self) -> &VchanInterface {
-        // SAFETY: the page is mapped while `self` lives (`new`); all that is read of it is atomic, so that the server
-        // may write there at any time.
-        unsafe { self.interface.as_ref() }
+        self.shared.cons(RIGHT).store(self.cons, Ordering::Release);
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::super::out_ring::RingShared;
+    use super::super::shared::tests as shared;
     use super::*;
     use std::io::Read;
     use std::os::fd::AsFd;
-    use std::sync::atomic::{AtomicU8, AtomicU32};
-
-    pub(crate) const RING_BYTES: u32 = 4096;
 
     /// What the server of a ring sees.
-    pub(crate) struct Far {
-        page: &'static VchanInterface,
-        buffer: *mut u8,
-    }
+    pub(crate) struct Far(Rc<Shared>);
 
-    /// An empty ring and its server. Both mappings leak: a test's few pages.
+    /// An empty ring and its server.
     pub(crate) fn pair(index: u32) -> (InRing, Far) {
-        let side = || RingShared { cons: AtomicU32::new(index), prod: AtomicU32::new(index) };
-        let page = ptr::from_mut(Box::leak(Box::new(VchanInterface {
-            left: side(),
-            right: side(),
-            left_order: 12,
-            right_order: 12,
-            cli_live: AtomicU8::new(1),
-            srv_live: AtomicU8::new(1),
-            cli_notify: AtomicU8::new(0),
-            srv_notify: AtomicU8::new(0),
-        })));
-        let buffer = Box::into_raw(vec![0_u8; RING_BYTES as usize].into_boxed_slice()).cast::<u8>();
-        // SAFETY: both are leaked memory of these sizes.
-        let ring = unsafe { InRing::new(page, buffer, RING_BYTES) };
-        // SAFETY: leaked above; all that is written behind it is atomic.
-        (ring, Far { page: unsafe { &*page }, buffer })
+        let shared = Rc::new(shared::in_private_memory(index));
+        (InRing::new(Rc::clone(&shared)), Far(shared))
     }
 
     impl Far {
         /// Writes as the server would, into room that there is.
         pub(crate) fn put(&self, bytes: &[u8]) {
-            let prod = self.page.right.prod.load(Ordering::SeqCst);
-            for (nr, byte) in (0_u32..).zip(bytes) {
-                let place = prod.wrapping_add(nr) % RING_BYTES;
-                // SAFETY: inside the leaked buffer.
-                unsafe { self.buffer.wrapping_add(place as usize).write(*byte) };
-            }
+            let prod = self.0.prod(RIGHT).load(Ordering::SeqCst);
+            shared::put(self.0.right, prod, bytes);
             let nr = u32::try_from(bytes.len()).unwrap();
-            self.page.right.prod.store(prod.wrapping_add(nr), Ordering::SeqCst);
+            self.0.prod(RIGHT).store(prod.wrapping_add(nr), Ordering::SeqCst);
         }
 
         /// Writes nonsense.
         pub(crate) fn lie(&self) {
-            self.page.right.prod.fetch_add(RING_BYTES + 1, Ordering::SeqCst);
+            self.0.prod(RIGHT).fetch_add(shared::RING_BYTES + 1, Ordering::SeqCst);
         }
     }
 
@@ -193,26 +146,33 @@ pub(crate) mod tests {
             let mut got = head.to_vec();
             reader.read_to_end(&mut got).unwrap();
             assert!(got == sent, "round {round}");
+            assert_eq!(ring.read(&mut head), Ok(0));
         }
     }
 
     #[test]
     fn an_index_that_makes_no_sense_moves_nothing() {
-        let (mut ring, far) = pair(9);
-        far.lie();
+        let (mut ring, Far(far)) = pair(9);
+        let set = |index: &std::sync::atomic::AtomicU32, value| index.store(value, Ordering::SeqCst);
+        set(far.prod(RIGHT), 9 + shared::RING_BYTES + 1);
         assert_eq!((ring.nr_ready(), ring.read(&mut [0; 4])), (Err(Nonsense), Err(Nonsense)));
-        let error = ring.write_to(std::io::stdout().as_fd(), 4).unwrap_err();
+        let error = ring.write_to(io::stdout().as_fd(), 4).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        set(far.prod(RIGHT), 8);
+        assert_eq!(ring.read(&mut [0; 4]), Err(Nonsense), "it went back");
+        set(far.cons(RIGHT), 0);
+        set(far.prod(RIGHT), 9);
+        assert_eq!(ring.read(&mut [0; 4]), Ok(0), "our own index is believed");
     }
 
     #[test]
     fn wishes_are_made_and_taken() {
-        let (ring, far) = pair(0);
+        let (ring, Far(far)) = pair(0);
         ring.request_event();
-        assert_eq!(far.page.srv_notify.load(Ordering::SeqCst), VCHAN_NOTIFY_WRITE);
+        assert_eq!(far.srv_notify().load(Ordering::SeqCst), VCHAN_NOTIFY_WRITE);
         assert!(!ring.take_wish());
-        far.page.cli_notify.store(VCHAN_NOTIFY_READ | VCHAN_NOTIFY_WRITE, Ordering::SeqCst);
+        far.cli_notify().store(VCHAN_NOTIFY_READ | VCHAN_NOTIFY_WRITE, Ordering::SeqCst);
         assert!(ring.take_wish() && !ring.take_wish());
-        assert_eq!(far.page.cli_notify.load(Ordering::SeqCst), VCHAN_NOTIFY_WRITE);
+        assert_eq!(far.cli_notify().load(Ordering::SeqCst), VCHAN_NOTIFY_WRITE);
     }
 }
