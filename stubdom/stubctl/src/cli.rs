@@ -10,9 +10,9 @@ const INSTALL: &str = "\
 As libxl's save helper, for one command:
   LIBXL_SAVE_HELPER=/usr/sbin/stubctl xl restore FILE
 for every restore on this host:
-  dpkg-divert --add --rename --divert /usr/lib/xen-4.17/bin/libxl-save-helper.distrib \\
-      /usr/lib/xen-4.17/bin/libxl-save-helper
-  ln -s /usr/sbin/stubctl /usr/lib/xen-4.17/bin/libxl-save-helper
+  helper=/usr/lib/xen-$(xl info xen_version | cut -d. -f1,2)/bin/libxl-save-helper
+  dpkg-divert --add --rename --divert $helper.distrib $helper
+  ln -s /usr/sbin/stubctl $helper
 Guests get a stub by /etc/xen/stubdom/NAME.conf or default.conf; all others, and every save, go to the packaged
 helper.";
 
