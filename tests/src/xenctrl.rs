@@ -7,6 +7,7 @@
 use std::ffi::{c_int, c_uint, c_ulong, c_void};
 use std::io;
 use std::ptr::{self, NonNull};
+use xen_abi::abi::{DOMID_XEN, DomctlGetdomaininfo, SysctlPhysinfo};
 
 /// More domains than any story has.
 const MAX_DOMAINS: usize = 64;
@@ -16,44 +17,6 @@ const XTAB: u64 = 0xf << 28;
 // `XEN_DOMCTL_SHADOW_OP_*` (`xen/domctl.h`).
 const SHADOW_OP_OFF: c_uint = 0;
 const SHADOW_OP_ENABLE_LOGDIRTY: c_uint = 2;
-
-/// `xc_domaininfo_t`, which is `xen_domctl_getdomaininfo_t` of Xen 4.17 (`xen/domctl.h`, interface version 0x15).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct DomainInfo {
-    /// The domain's number.
-    pub domid: u16,
-    pad1: u16,
-    flags: u32,
-    /// How many pages it owns.
-    pub tot_pages: u64,
-    /// How many it may own.
-    pub max_pages: u64,
-    other_pages: [u64; 3],
-    /// The frame of its `shared_info`.
-    pub shared_info_frame: u64,
-    /// Processor time that its vCPUs have had, in nanoseconds.
-    pub cpu_time: u64,
-    nr_online_vcpus: u32,
-    max_vcpu_id: u32,
-    ssidref: u32,
-    handle: [u8; 16],
-    cpupool: u32,
-    gpaddr_bits: u8,
-    pad2: [u8; 7],
-    arch_config: [u32; 2],
-}
-
-/// `xc_physinfo_t`, which is `xen_sysctl_physinfo_t` (`xen/sysctl.h`).
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct PhysInfo {
-    of_processors: [u32; 10],
-    total_pages: u64,
-    free_pages: u64,
-    other_pages: [u64; 3],
-    hw_cap: [u32; 8],
-}
 
 /// `struct xen_mc` (`xen/arch-x86/xen-mca.h`) as far as injecting needs it, and room for its largest command behind that.
 #[repr(C)]
@@ -82,7 +45,6 @@ const XEN_MC_MSRINJECT: u32 = 4;
 const XEN_MC_MCEINJECT: u32 = 5;
 /// Xen gives the values itself when it reads these registers, and does not write them.
 const MC_MSRINJ_F_INTERPOSE: u32 = 1;
-const DOMID_XEN: u16 = 0x7ff2;
 
 const MSR_MCG_STATUS: u64 = 0x17a;
 const MSR_MC0_STATUS: u64 = 0x401;
@@ -93,8 +55,13 @@ const MCIP_RIPV: u64 = 0b101;
 unsafe extern "C" {
     fn xc_interface_open(logger: *mut c_void, builder_logger: *mut c_void, flags: c_uint) -> *mut c_void;
     fn xc_interface_close(xen: *mut c_void) -> c_int;
-    fn xc_physinfo(xen: *mut c_void, info: *mut PhysInfo) -> c_int;
-    fn xc_domain_getinfolist(xen: *mut c_void, first: u32, max: c_uint, info: *mut DomainInfo) -> c_int;
+    fn xc_physinfo(xen: *mut c_void, info: *mut SysctlPhysinfo) -> c_int;
+    fn xc_domain_getinfolist(
+        xen: *mut c_void,
+        first: u32,
+        max: c_uint,
+        info: *mut DomctlGetdomaininfo,
+    ) -> c_int;
     fn xc_domain_setmaxmem(xen: *mut c_void, domid: u32, max_memkb: u64) -> c_int;
     fn xc_domain_ioport_mapping(
         xen: *mut c_void,
@@ -157,7 +124,7 @@ impl Xenctrl {
     /// # Errors
     /// Xen does not tell.
     pub fn free_pages(&self) -> io::Result<u64> {
-        let mut info = PhysInfo::default();
+        let mut info = SysctlPhysinfo::default();
         // SAFETY: the handle is open; the structure has the layout of the header.
         done(unsafe { xc_physinfo(self.handle(), &raw mut info) })?;
         Ok(info.free_pages)
@@ -167,8 +134,8 @@ impl Xenctrl {
     ///
     /// # Errors
     /// Xen does not tell.
-    pub fn domains(&self) -> io::Result<Vec<DomainInfo>> {
-        let mut all = vec![DomainInfo::default(); MAX_DOMAINS];
+    pub fn domains(&self) -> io::Result<Vec<DomctlGetdomaininfo>> {
+        let mut all = vec![DomctlGetdomaininfo::default(); MAX_DOMAINS];
         let max = c_uint::try_from(all.len()).map_err(io::Error::other)?;
         // SAFETY: the handle is open; the array has as many elements as the call is told, each laid out as the header has it.
         let count = unsafe { xc_domain_getinfolist(self.handle(), 0, max, all.as_mut_ptr()) };
@@ -316,12 +283,6 @@ mod tests {
 
     #[test]
     fn the_layouts_are_those_of_the_headers() {
-        assert_eq!(offset_of!(DomainInfo, shared_info_frame), 48);
-        assert_eq!(offset_of!(DomainInfo, cpu_time), 56);
-        assert_eq!(offset_of!(DomainInfo, arch_config), 104);
-        assert_eq!(size_of::<DomainInfo>(), 112);
-        assert_eq!(offset_of!(PhysInfo, free_pages), 48);
-        assert_eq!(size_of::<PhysInfo>(), 112);
         assert_eq!(offset_of!(MachineCheck, domid), 20);
         assert_eq!(offset_of!(MachineCheck, msrs), 24);
     }

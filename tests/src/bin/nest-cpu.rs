@@ -8,7 +8,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     match Xenctrl::open().and_then(|xen| xen.domains()) {
         Ok(all) => {
-            all.iter().for_each(|info| println!("{} {}", info.domid, info.cpu_time));
+            all.iter().for_each(|info| println!("{} {}", info.domain, info.cpu_time));
             ExitCode::SUCCESS
         }
         Err(error) => {

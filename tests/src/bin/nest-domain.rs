@@ -6,12 +6,13 @@
 
 use clap::Parser;
 use e2e::foreign::gfn_range;
-use e2e::xenctrl::{DomainInfo, Xenctrl};
+use e2e::xenctrl::Xenctrl;
 use std::ffi::{c_int, c_uint, c_void};
 use std::io;
 use std::ops::Range;
 use std::process::ExitCode;
 use std::ptr::{self, NonNull};
+use xen_abi::abi::DomctlGetdomaininfo;
 
 /// `__HYPERVISOR_hvm_op` and `HVMOP_get_mem_type` (`xen.h`, `hvm/hvm_op.h`).
 const HVM_OP: c_uint = 34;
@@ -59,10 +60,10 @@ fn main() -> ExitCode {
 fn tell(arguments: &Arguments) -> io::Result<()> {
     let domid = arguments.domid;
     let domains = Xenctrl::open()?.domains()?;
-    let Some(info) = domains.iter().find(|info| info.domid == domid) else {
+    let Some(info) = domains.iter().find(|info| info.domain == domid) else {
         return Err(io::Error::other(format!("no domain {domid}")));
     };
-    let DomainInfo { tot_pages, max_pages, shared_info_frame, .. } = info;
+    let DomctlGetdomaininfo { tot_pages, max_pages, shared_info_frame, .. } = info;
     println!("pages={tot_pages} max_kib={} shared_info={shared_info_frame:#x}", max_pages * PAGE_KIB);
     if arguments.gfns.is_empty() {
         return Ok(());

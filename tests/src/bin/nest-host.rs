@@ -19,7 +19,7 @@ fn main() -> ExitCode {
 
 fn tell() -> io::Result<()> {
     let xen = Xenctrl::open()?;
-    let nr_guests = xen.domains()?.iter().filter(|info| info.domid != 0).count();
+    let nr_guests = xen.domains()?.iter().filter(|info| info.domain != 0).count();
     println!("free_kib={} guests={nr_guests}", xen.free_pages()? * PAGE_KIB);
     Ok(())
 }
